@@ -1,0 +1,1 @@
+"""Machine-learned, nonlocal exchange-correlation functionals for PySCF and GPAW."""

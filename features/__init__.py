@@ -1,0 +1,1 @@
+"""Descriptors of the density, as pure functions on arrays, and the linear maps that they need."""

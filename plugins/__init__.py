@@ -1,0 +1,1 @@
+"""Thin translations between host programs and the functional."""

@@ -1,0 +1,1 @@
+"""PySCF: ``mf.xc = CiderFunctional(...)``."""

@@ -1,0 +1,1 @@
+"""From reference data to a functional file: recipes, stores, fits, reports."""
