@@ -1,0 +1,110 @@
+"""Ions, distorted geometries and synthetic molecules that widen the training data.
+
+A functional trained on equilibrium molecules alone has seen few kinds of bonds. What matters for
+the extras is that they differ from one another, not that they exist.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_numbers, covalent_radii
+from jaxtyping import Float
+
+# (element, charge, 2S)
+IONS = (
+    *(("He", 1, 1), ("Li", 1, 0), ("Be", 1, 1), ("B", 1, 0), ("C", 1, 1), ("N", 1, 2)),
+    *(("O", 1, 3), ("F", 1, 2), ("Ne", 1, 1), ("Na", 1, 0), ("Mg", 1, 1), ("Al", 1, 0)),
+    *(("Si", 1, 1), ("P", 1, 2), ("S", 1, 3), ("Cl", 1, 2), ("Ar", 1, 1)),
+    *(("H", -1, 0), ("Li", -1, 0), ("B", -1, 2), ("C", -1, 3), ("O", -1, 1), ("F", -1, 0)),
+    *(("Na", -1, 0), ("Al", -1, 2), ("Si", -1, 3), ("P", -1, 2), ("S", -1, 1), ("Cl", -1, 0)),
+    *(("He", 0, 2), ("Be", 0, 2), ("B", 0, 3), ("C", 0, 4), ("N", 0, 1), ("Mg", 0, 2)),
+    *(("Si", 0, 4), ("P", 0, 1)),
+)
+
+# Bond lengths are the sums of covalent radii times these, in turn.
+_STRETCH = (1.0, 1.08, 0.95, 1.18)
+
+# (first atom, second atom, 2S)
+_DIATOMICS = (
+    *(("Li", "Cl", 0), ("Na", "F", 0), ("Na", "H", 0), ("Mg", "O", 0), ("Be", "O", 0)),
+    *(("Mg", "F", 1), ("Li", "Na", 0), ("Al", "F", 0), ("Al", "Cl", 0), ("B", "F", 0)),
+    *(("B", "Cl", 0), ("C", "F", 1), ("C", "Cl", 1), ("Si", "F", 1), ("N", "F", 2)),
+    *(("N", "Cl", 2), ("P", "F", 2), ("P", "Cl", 2), ("S", "F", 1), ("S", "Cl", 1)),
+    *(("B", "O", 1), ("Al", "O", 1), ("B", "N", 2), ("C", "P", 1), ("P", "N", 0)),
+    *(("Si", "S", 0), ("Si", "N", 1), ("P", "O", 1), ("N", "S", 1), ("B", "S", 1)),
+    *(("Be", "F", 1), ("Be", "Cl", 1), ("Mg", "Cl", 1), ("Be", "S", 0), ("Mg", "S", 0)),
+    *(("Li", "O", 1), ("Na", "O", 1), ("Li", "S", 1), ("B", "B", 2), ("C", "C", 2)),
+    *(("Be", "Be", 0), ("Mg", "Mg", 0), ("Al", "Al", 2), ("Li", "Be", 1), ("B", "C", 3)),
+    *(("Al", "N", 2), ("B", "P", 2), ("Si", "C", 2), ("Mg", "H", 1), ("Al", "H", 0)),
+    *(("B", "H", 0), ("Si", "H", 1), ("P", "H", 2), ("O", "F", 1), ("Na", "Cl", 0)),
+)
+
+# (first atom, second atom, distance in angstrom, 2S)
+_WEAK_DIATOMICS = (
+    *(("He", "He", 2.6, 0), ("Ne", "Ne", 2.9, 0), ("Ar", "Ar", 3.6, 0), ("He", "Ne", 2.2, 0)),
+    *(("Ne", "Ar", 3.0, 0), ("He", "H", 1.5, 1), ("Li", "He", 3.0, 1), ("Ar", "H", 2.0, 1)),
+)
+
+# (end, centre, end, angle in degrees, 2S)
+_TRIATOMICS = (
+    *(("F", "Be", "F", 180, 0), ("Cl", "Be", "Cl", 180, 0), ("F", "Mg", "F", 180, 0)),
+    *(("H", "Be", "H", 180, 0), ("H", "Mg", "H", 180, 0), ("H", "O", "Na", 180, 0)),
+    *(("H", "O", "Li", 180, 0), ("H", "B", "O", 180, 0), ("H", "B", "S", 180, 0)),
+    *(("H", "N", "C", 180, 0), ("H", "C", "P", 180, 0), ("F", "B", "O", 180, 0)),
+    *(("Cl", "C", "N", 180, 0), ("O", "Si", "O", 180, 0), ("N", "N", "N", 180, 1)),
+    *(("C", "C", "C", 180, 0), ("Li", "C", "N", 180, 0), ("Li", "O", "Li", 180, 0)),
+    *(("Na", "O", "Na", 160, 0), ("F", "H", "F", 180, 1), ("Li", "F", "Li", 120, 1)),
+    *(("H", "H", "H", 180, 1), ("F", "N", "F", 104, 1), ("F", "P", "F", 98, 1)),
+    *(("F", "C", "F", 105, 0), ("Cl", "C", "Cl", 110, 0), ("F", "Si", "F", 101, 0)),
+    *(("F", "B", "F", 120, 1), ("F", "Al", "F", 118, 1), ("F", "S", "F", 98, 0)),
+    *(("Cl", "S", "Cl", 103, 0), ("Cl", "O", "Cl", 111, 0), ("S", "S", "S", 117, 0)),
+    *(("H", "O", "O", 104, 1), ("H", "N", "O", 108, 0), ("F", "N", "O", 110, 0)),
+    *(("H", "B", "H", 130, 1), ("H", "Al", "H", 118, 1), ("H", "P", "O", 105, 0)),
+)
+
+# (centre, ligand, number, 2S): planar for three ligands, tetrahedral for four
+_STARS = (("B", "H", 3, 0), ("Al", "H", 3, 0), ("B", "H", 4, 1), ("Be", "H", 3, 1))
+
+
+def distort(xyz: Float[np.ndarray, "atom 3"], index: int, seed: int) -> Float[np.ndarray, "atom 3"]:
+    """Positions (angstrom) scaled by 0.88-1.18 for even ``index``, shaken by 0.07 for odd ones."""
+    rng = np.random.default_rng((seed, index))
+    if index % 2 == 0:
+        centre = xyz.mean(axis=0)
+        return centre + (xyz - centre) * rng.uniform(0.88, 1.18)
+    return xyz + rng.normal(scale=0.07, size=xyz.shape)
+
+
+def synthetic_geometries() -> Iterator[tuple[str, Atoms, int]]:
+    """Names, geometries and 2S of the synthetic molecules."""
+    for index, (a, b, spin) in enumerate(_DIATOMICS):
+        length = _bond(a, b) * _STRETCH[index % len(_STRETCH)]
+        yield _name(a, b), Atoms([a, b], [(0, 0, 0), (0, 0, length)]), spin
+    for a, b, length, spin in _WEAK_DIATOMICS:
+        yield _name(a, b), Atoms([a, b], [(0, 0, 0), (0, 0, length)]), spin
+    for index, (a, centre, b, angle, spin) in enumerate(_TRIATOMICS):
+        stretch = _STRETCH[index % len(_STRETCH)]
+        left, right = _bond(a, centre) * stretch, _bond(centre, b) * stretch
+        theta = np.deg2rad(angle)
+        tip = (right * np.sin(theta), 0.0, right * np.cos(theta))
+        yield _name(a, centre, b), Atoms([a, centre, b], [(0, 0, left), (0, 0, 0), tip]), spin
+    for centre, ligand, count, spin in _STARS:
+        corners = _directions(count) * _bond(centre, ligand)
+        symbols = [centre] + [ligand] * count
+        yield f"{centre}{ligand}{count}", Atoms(symbols, np.vstack([np.zeros(3), corners])), spin
+
+
+def _bond(a: str, b: str) -> float:
+    return float(covalent_radii[atomic_numbers[a]] + covalent_radii[atomic_numbers[b]])
+
+
+def _name(*symbols: str) -> str:
+    return "".join(symbols)
+
+
+def _directions(count: int) -> Float[np.ndarray, "atom 3"]:
+    if count == 3:
+        angles = 2 * np.pi * np.arange(3) / 3
+        return np.stack([np.cos(angles), np.sin(angles), np.zeros(3)], axis=1)
+    return np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) / np.sqrt(3)

@@ -1,0 +1,290 @@
+r"""Reference data of one system: an SCF density matrix and its exact exchange energy.
+
+The density comes from any method (a functional of libxc, or "HF"); the energy that the training
+aims at is always the exact exchange of that density matrix,
+
+.. math:: E_x[\gamma] = -\tfrac12 \sum_\sigma \mathrm{Tr}\,(\gamma_\sigma K[\gamma_\sigma])
+
+with exact four-centre integrals. The SCF itself fits its Coulomb (and Fock) matrix, because only
+the energy has to be exact for the density at hand.
+"""
+
+import dataclasses
+import re
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import pyscf
+from jaxtyping import Float
+from pyscf import dft, gto, lib, scf
+
+from cider.training.store import Record
+from cider.training.systems import System
+
+SEMILOCAL_EXCHANGE = {"PBE_X": "GGA_X_PBE", "R2SCAN_X": "MGGA_X_R2SCAN"}
+"""Exchange functionals whose energies are kept beside the exact one, for the reports."""
+
+_DENSITY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class UnconvergedError(Exception):
+    """No procedure brought the SCF to convergence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceSettings:
+    """What determines reference data, apart from the system and the density's method.
+
+    ``energy_tolerance`` in Ha. Grid levels are PySCF's, with its pruning.
+
+    Raises:
+        ValueError: A grid level or the tolerance is out of range.
+    """
+
+    basis: str = "def2-tzvpd"
+    molecule_grid_level: int = 2
+    atom_grid_level: int = 3
+    energy_tolerance: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for level in (self.molecule_grid_level, self.atom_grid_level):
+            if level not in range(10):
+                raise ValueError(f"grid level {level} does not exist; PySCF has 0 to 9")
+        if not 0 < self.energy_tolerance <= 1e-4:
+            raise ValueError(f"energy_tolerance {self.energy_tolerance} Ha is not in (0, 1e-4]")
+
+    def grid_level(self, system: System) -> int:
+        """PySCF's grid level for ``system``."""
+        return self.atom_grid_level if system.is_atom else self.molecule_grid_level
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values, for a store's header."""
+        return {"content": "reference", "version": 1, **dataclasses.asdict(self)}
+
+
+def reference_key(system: System | str, density: str) -> str:
+    """The record's key in a store: ``reference/<density>/<system>``."""
+    if not _DENSITY_NAME.fullmatch(density):
+        raise ValueError(f"{density!r} cannot name a density: use PBE, R2SCAN, HF or alike")
+    return f"reference/{density}/{system if isinstance(system, str) else system.name}"
+
+
+def build_molecule(system: System, basis: str) -> gto.Mole:
+    """PySCF's molecule of ``system``.
+
+    Raises:
+        ValueError: PySCF has no such basis for one of the elements.
+    """
+    try:
+        return gto.M(
+            atom=list(zip(system.symbols, system.positions, strict=True)),
+            basis=basis,
+            charge=system.charge,
+            spin=system.spin,
+            verbose=0,
+        )
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{system.name} cannot be built in {basis}: {error}") from error
+
+
+def compute_reference(system: System, density: str, settings: ReferenceSettings) -> Record:
+    """SCF density of ``system`` with the method ``density``, and its exchange energies (Ha).
+
+    A closed shell is computed restricted and stored with a spin axis of length 1.
+
+    Raises:
+        ValueError: The system cannot be built.
+        UnconvergedError: The SCF does not converge, whichever way it is tried.
+    """
+    started = time.perf_counter()
+    mol = build_molecule(system, settings.basis)
+    mf, procedure = _converged_scf(mol, density, settings, system)
+    scf_seconds = time.perf_counter() - started
+
+    orbitals, occupations = _spin_orbitals(mf)
+    dm = density_matrix(orbitals, occupations)
+    started = time.perf_counter()
+    exact = exact_exchange_energy(mol, dm)
+    exchange_seconds = time.perf_counter() - started
+
+    grids = mf.grids if hasattr(mf, "grids") else _grids(mol, settings.grid_level(system))
+    energies, electrons = semilocal_exchange_energies(mol, grids, orbitals, occupations)
+    arrays: dict[str, np.ndarray] = {"occupations": occupations}
+    for spin, (c, n) in enumerate(zip(orbitals, occupations, strict=True)):
+        arrays[f"occupied_orbitals_{spin}"] = c[:, n > 0]
+    spin_square = mf.spin_square()[0] if system.spin else 0.0
+    facts = {
+        "status": "converged",
+        "system": system.to_dict(),
+        "density": density,
+        "basis": settings.basis,
+        "exact_exchange": exact,
+        **energies,
+        "total_energy": float(mf.e_tot),
+        "spin_square": float(spin_square),
+        "grid_electrons": electrons,
+        "grid_points": int(grids.weights.size),
+        "procedure": procedure,
+        "cycles": int(getattr(mf, "cycles", 0)),
+        "auxiliary_basis": str(mf.with_df.auxbasis),
+        "versions": {"pyscf": pyscf.__version__, "numpy": np.__version__},
+        "scf_seconds": round(scf_seconds, 3),
+        "exchange_seconds": round(exchange_seconds, 3),
+    }
+    return Record(reference_key(system, density), arrays, facts)
+
+
+def failed_reference(system: System, density: str, reason: str) -> Record:
+    """The record of a system that gave no reference data, with the reason."""
+    facts = {"status": "failed", "system": system.to_dict(), "density": density, "reason": reason}
+    return Record(reference_key(system, density), {}, facts)
+
+
+def exact_exchange_energy(mol: gto.Mole, dm: Float[np.ndarray, "spin ao ao"]) -> float:
+    """Exact exchange energy (Ha) of a density matrix, by exact four-centre integrals.
+
+    Spin length 1 is the total density matrix of a closed shell. Integrals are screened so that
+    the energy is good to about 1e-8 Ha.
+    """
+    solver = scf.RHF(mol)
+    solver.direct_scf_tol = 1e-12
+    # Integrals are recomputed, not kept: two workers share the memory of a laptop.
+    solver.max_memory = 0
+    exchange = solver.get_k(mol, dm[0] if len(dm) == 1 else dm, hermi=1)
+    # With 2 gamma_sigma = dm[0], K is linear and both spins contribute the same.
+    factor = -0.25 if len(dm) == 1 else -0.5
+    return float(factor * np.vdot(dm, exchange))
+
+
+def semilocal_exchange_energies(
+    mol: gto.Mole,
+    grids: dft.gen_grid.Grids,
+    orbitals: Float[np.ndarray, "spin ao orbital"],
+    occupations: Float[np.ndarray, "spin orbital"],
+) -> tuple[dict[str, float], float]:
+    """Energies (Ha) of :data:`SEMILOCAL_EXCHANGE` on ``grids``, and the integrated density."""
+    integrator = dft.numint.NumInt()
+    energies = dict.fromkeys(SEMILOCAL_EXCHANGE, 0.0)
+    electrons = 0.0
+    unrestricted = len(orbitals) == 2
+    for ao, mask, weights, _ in integrator.block_loop(mol, grids, mol.nao, deriv=1):
+        rho = np.stack(
+            [
+                integrator.eval_rho2(mol, ao, c, n, mask, xctype="MGGA", with_lapl=False)
+                for c, n in zip(orbitals, occupations, strict=True)
+            ]
+        )
+        density = rho[:, 0].sum(axis=0)
+        electrons += float(weights @ density)
+        for name, code in SEMILOCAL_EXCHANGE.items():
+            kind = "MGGA" if code.startswith("MGGA") else "GGA"
+            needed = rho if kind == "MGGA" else rho[:, :4]
+            argument = needed if unrestricted else needed[0]
+            per_particle = integrator.eval_xc_eff(code, argument, deriv=0, xctype=kind)[0]
+            energies[name] += float(weights @ (density * per_particle))
+    return energies, electrons
+
+
+def density_matrix(
+    orbitals: Float[np.ndarray, "spin ao orbital"], occupations: Float[np.ndarray, "spin orbital"]
+) -> Float[np.ndarray, "spin ao ao"]:
+    """Density matrix with a leading spin axis: total for length 1, else spin up and down."""
+    return np.einsum("spi,si,sqi->spq", orbitals, occupations, orbitals)
+
+
+def read_density(record: Record) -> tuple[gto.Mole, Float[np.ndarray, "spin ao ao"]]:
+    """Molecule and density matrix of a record; spin length 1 is the total of a closed shell.
+
+    Raises:
+        ValueError: The record is that of a failed system.
+    """
+    if record.facts["status"] != "converged":
+        raise ValueError(f"{record.key} has no density: {record.facts['reason']}")
+    mol = build_molecule(System.from_dict(record.facts["system"]), record.facts["basis"])
+    occupations = record.arrays["occupations"]
+    matrices = []
+    for spin, n in enumerate(occupations):
+        c = record.arrays[f"occupied_orbitals_{spin}"]
+        matrices.append((c * n[n > 0]) @ c.T)
+    return mol, np.stack(matrices)
+
+
+def _spin_orbitals(mf: Any) -> tuple[np.ndarray, np.ndarray]:
+    orbitals, occupations = np.asarray(mf.mo_coeff), np.asarray(mf.mo_occ)
+    return (orbitals[None], occupations[None]) if occupations.ndim == 1 else (orbitals, occupations)
+
+
+def _grids(mol: gto.Mole, level: int) -> dft.gen_grid.Grids:
+    grids = dft.gen_grid.Grids(mol)
+    grids.level = level
+    return grids.build()
+
+
+def _solver(mol: gto.Mole, density: str, settings: ReferenceSettings, system: System) -> Any:
+    if density == "HF":
+        mf = scf.UHF(mol) if mol.spin else scf.RHF(mol)
+    else:
+        mf = dft.UKS(mol, xc=density) if mol.spin else dft.RKS(mol, xc=density)
+        mf.grids.level = settings.grid_level(system)
+    needs_exchange = density == "HF" or dft.libxc.is_hybrid_xc(density)
+    mf = mf.density_fit(
+        auxbasis="def2-universal-jkfit" if needs_exchange else "def2-universal-jfit"
+    )
+    mf.conv_tol = settings.energy_tolerance
+    mf.max_cycle = 60
+    return mf
+
+
+def _converged_scf(
+    mol: gto.Mole, density: str, settings: ReferenceSettings, system: System
+) -> tuple[Any, str]:
+    """A converged solver and the name of the procedure that got there."""
+    mf = _solver(mol, density, settings, system)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mf.kernel()
+        procedure = "diis"
+        if not mf.converged:
+            procedure = "level shift"
+            mf.level_shift, mf.max_cycle = 0.3, 150
+            mf.kernel(dm0=mf.make_rdm1())
+        if not mf.converged:
+            procedure = "second order"
+            mf.level_shift = 0
+            _take_second_order_steps(mf)
+        if mf.converged and system.is_atom:
+            procedure = _follow_instabilities(mf, procedure)
+    if not mf.converged:
+        raise UnconvergedError(
+            f"{density} SCF of {system.name} (charge {system.charge}, spin {system.spin}) does not "
+            "converge with DIIS, level shift or second-order steps"
+        )
+    return mf, procedure
+
+
+def _take_second_order_steps(mf: Any) -> None:
+    newton = mf.newton()
+    newton.max_cycle = 60
+    newton.kernel(mf.mo_coeff, mf.mo_occ)
+    for name in ("converged", "e_tot", "mo_coeff", "mo_energy", "mo_occ"):
+        setattr(mf, name, getattr(newton, name))
+
+
+def _follow_instabilities(mf: Any, procedure: str) -> str:
+    """Follow an atom's SCF down from saddle points, where DIIS may have stopped."""
+    for _ in range(3):
+        orbitals, _, stable, _ = mf.stability(return_status=True)
+        if stable:
+            break
+        procedure = f"{procedure}, stability"
+        mf.kernel(dm0=mf.make_rdm1(orbitals, mf.mo_occ))
+        if not mf.converged:
+            _take_second_order_steps(mf)
+    return procedure
+
+
+def limit_threads(count: int) -> None:
+    """Let PySCF use ``count`` threads in this process."""
+    lib.num_threads(count)
