@@ -1,0 +1,40 @@
+"""The density on a grid: what every functional reads."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Density(eqx.Module):
+    """Density, gradient and kinetic energy density on a real-space grid, in atomic units.
+
+    The ``spin`` axis has length 1 (closed shell, total density) or 2 (spin up, spin down).
+    ``tau`` is positive and carries the factor one half; ``None`` where it was not computed.
+    The derivative of an energy by a density is again a ``Density``.
+    """
+
+    rho: Float[Array, "spin grid"]
+    grad_rho: Float[Array, "spin xyz grid"]
+    tau: Float[Array, "spin grid"] | None = None
+
+    @property
+    def sigma(self) -> Float[Array, "spin grid"]:
+        r"""Squared gradient of each spin density, :math:`|\nabla\rho_\sigma|^2`."""
+        return jnp.sum(self.grad_rho**2, axis=1)
+
+    @property
+    def num_spins(self) -> int:
+        """Length of the spin axis."""
+        return self.rho.shape[0]
+
+    def spin_scaled(self) -> "Density":
+        r"""The closed-shell densities :math:`2\rho_\sigma` of exact spin scaling.
+
+        Exchange obeys :math:`E_x[\rho_\uparrow, \rho_\downarrow] = \frac12 \sum_\sigma
+        E_x[2\rho_\sigma]` (Oliver, Perdew, Phys. Rev. A 20, 397 (1979)); a closed shell is its
+        own scaled density. With n spins the energy is the mean over the spin axis of what the
+        scaled densities give.
+        """
+        factor = self.num_spins
+        tau = None if self.tau is None else factor * self.tau
+        return Density(factor * self.rho, factor * self.grad_rho, tau)

@@ -1,0 +1,124 @@
+"""A learned exchange functional: descriptors, baseline and model, as one pytree."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cider.baselines import BASELINES
+from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR
+from cider.density import Density
+from cider.features.convolution import GaussianConvolution
+from cider.features.nldf import Nldf
+from cider.features.semilocal import bounded_gradient, bounded_isoorbital
+from cider.gaussian_process import QuadraticGaussianProcess
+from cider.input_transform import InputTransform, bounded_ratio
+
+
+class Descriptors(eqx.Module):
+    """What a model reads of a closed-shell (or spin-scaled) density."""
+
+    level: str = eqx.field(static=True)
+    nldf: Nldf | None = None
+
+    def __check_init__(self) -> None:
+        if self.level not in ("GGA", "MGGA"):
+            raise ValueError(f"level must be 'GGA' or 'MGGA': got {self.level!r}")
+
+    @property
+    def needs_tau(self) -> bool:
+        """Whether the kinetic energy density enters."""
+        return self.level == "MGGA" or (self.nldf is not None and self.nldf.needs_tau)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the descriptors, semilocal ones first."""
+        semilocal = ("p",) if self.level == "GGA" else ("p", "alpha")
+        return semilocal + (() if self.nldf is None else self.nldf.names)
+
+    @property
+    def ueg(self) -> tuple[Float[np.ndarray, "semilocal 1"], Float[np.ndarray, "nonlocal 1"]]:
+        """Bounded descriptors in the uniform gas (p = 0, alpha = 1)."""
+        semilocal = [-1.0] if self.level == "GGA" else [-1.0, 0.0]
+        count = 0 if self.nldf is None else len(self.nldf.exponents)
+        return np.array(semilocal)[:, None], np.zeros((count, 1))
+
+    def __call__(
+        self,
+        rho: Float[Array, " grid"],
+        sigma: Float[Array, " grid"],
+        tau: Float[Array, " grid"] | None,
+        convolution: GaussianConvolution | None,
+    ) -> tuple[Float[Array, "semilocal grid"], Float[Array, "nonlocal grid"]]:
+        """Bounded semilocal and nonlocal descriptors; ``rho`` at least the density cutoff."""
+        if self.needs_tau and tau is None:
+            raise ValueError(
+                f"the descriptors {', '.join(self.names)} need tau but the density has none; "
+                "compute a meta-GGA density or choose a GGA-level functional"
+            )
+        semilocal = [bounded_gradient(rho, sigma)]
+        if self.level == "MGGA":
+            semilocal.append(bounded_isoorbital(rho, sigma, tau))
+        if self.nldf is None:
+            return jnp.stack(semilocal), jnp.zeros((0, rho.shape[0]))
+        if convolution is None:
+            raise ValueError("nonlocal density features need the convolution of their grid")
+        fields = convolution(self.nldf.sources(rho, sigma, tau))
+        features = self.nldf.features(rho, sigma, tau, fields)
+        return jnp.stack(semilocal), bounded_ratio(features, self.nldf.ueg[:, None])
+
+
+class LearnedExchange(eqx.Module):
+    r"""Exchange energy :math:`E_x = \int e_x^{LDA} (F_{base} + g(x))\, d^3r`.
+
+    The learned correction :math:`g` vanishes in the uniform gas; the energy obeys spin scaling
+    and (within the bounds of the length scales) uniform scaling by construction.
+    """
+
+    name: str = eqx.field(static=True)
+    baseline: str = eqx.field(static=True)
+    descriptors: Descriptors
+    transform: InputTransform
+    model: QuadraticGaussianProcess
+
+    def __check_init__(self) -> None:
+        if self.baseline not in BASELINES:
+            raise ValueError(f"unknown baseline {self.baseline!r}: one of {', '.join(BASELINES)}")
+
+    def energy(
+        self,
+        density: Density,
+        weights: Float[Array, " grid"],
+        convolution: GaussianConvolution | None = None,
+    ) -> Float[Array, ""]:
+        """Exchange energy in Ha. ``convolution`` is that of the grid, for nonlocal features."""
+        scaled = density.spin_scaled()
+        energies = [
+            jnp.sum(weights * self._energy_density(scaled, spin, convolution))
+            for spin in range(density.num_spins)
+        ]
+        return sum(energies, jnp.zeros(())) / density.num_spins
+
+    def _energy_density(
+        self, scaled: Density, spin: int, convolution: GaussianConvolution | None
+    ) -> Float[Array, " grid"]:
+        occupied = scaled.rho[spin] > DENSITY_CUTOFF
+        rho, sigma, tau = safe_ingredients(scaled, spin)
+        inputs = self.transform(*self.descriptors(rho, sigma, tau, convolution))
+        enhancement = BASELINES[self.baseline](rho, sigma) + self.model(inputs)
+        return jnp.where(occupied, LDA_EXCHANGE_PREFACTOR * rho ** (4 / 3) * enhancement, 0.0)
+
+
+def safe_ingredients(
+    scaled: Density, spin: int
+) -> tuple[Float[Array, " grid"], Float[Array, " grid"], Float[Array, " grid"] | None]:
+    """rho, sigma and tau of one spin, with a uniform gas of cutoff density where there is none.
+
+    Keeps every formula and its derivative finite at points that carry no energy.
+    """
+    occupied = scaled.rho[spin] > DENSITY_CUTOFF
+    rho = jnp.where(occupied, scaled.rho[spin], DENSITY_CUTOFF)
+    # The inner selection keeps the derivative of an infinite or NaN gradient out.
+    sigma = jnp.sum(jnp.where(occupied, scaled.grad_rho[spin], 0.0) ** 2, axis=0)
+    tau = None if scaled.tau is None else jnp.where(occupied, scaled.tau[spin], 0.0)
+    return rho, sigma, tau

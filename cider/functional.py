@@ -1,0 +1,149 @@
+"""The functional that users hand to a host program."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cider.conventions import float64
+from cider.density import Density
+from cider.exchange import LearnedExchange
+from cider.features.convolution import GaussianConvolution
+
+SEMILOCAL_FUNCTIONALS = {
+    "LDA": ("LDA_X", "LDA_C_PW"),
+    "PBE": ("GGA_X_PBE", "GGA_C_PBE"),
+    "PBESOL": ("GGA_X_PBE_SOL", "GGA_C_PBE_SOL"),
+    "BLYP": ("GGA_X_B88", "GGA_C_LYP"),
+    "TPSS": ("MGGA_X_TPSS", "MGGA_C_TPSS"),
+    "SCAN": ("MGGA_X_SCAN", "MGGA_C_SCAN"),
+    "R2SCAN": ("MGGA_X_R2SCAN", "MGGA_C_R2SCAN"),
+}
+"""Exchange and correlation of the semilocal functionals to mix with, by libxc name."""
+
+
+class CiderFunctional(eqx.Module):
+    r"""A learned exchange functional, alone or composed with libxc functionals.
+
+    .. math:: E_{xc} = x E_x^{learned} + (1 - x) E_x^{semilocal} + E_c
+
+    - ``CiderFunctional("x-nldf")``: exchange alone.
+    - ``CiderFunctional("x-nldf", correlation="GGA_C_PBE")``: with a libxc correlation.
+    - ``CiderFunctional("x-nldf", x_mix=0.25, semilocal="PBE")``: a surrogate of a global hybrid:
+      learned exchange in place of the exact one, semilocal exchange for the rest, and semilocal
+      correlation.
+    - ``CiderFunctional("pbe0-x-nldf")``: the same, ready-made.
+
+    ``functional`` is a registered name, the path of a functional file, or a ``LearnedExchange``.
+    Raises ``ValueError`` for names that do not exist or compositions that make no sense, and
+    ``FunctionalFileError`` for files that cannot be read.
+    """
+
+    exchange: LearnedExchange
+    x_mix: float = eqx.field(static=True)
+    semilocal: str | None = eqx.field(static=True)
+    correlation: str | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        functional: str | LearnedExchange,
+        *,
+        x_mix: float = 1.0,
+        semilocal: str | None = None,
+        correlation: str | None = None,
+    ):
+        if not 0 < x_mix <= 1:
+            raise ValueError(f"x_mix is a fraction of exchange within (0, 1]: got {x_mix}")
+        if semilocal is not None and correlation is not None:
+            raise ValueError(
+                f"semilocal={semilocal!r} brings its own correlation: give either semilocal or "
+                f"correlation={correlation!r}"
+            )
+        if x_mix != 1 and semilocal is None:
+            raise ValueError(
+                f"x_mix={x_mix} leaves {1 - x_mix:g} of the exchange open: name the functional "
+                "that supplies it, such as semilocal='PBE'"
+            )
+        if semilocal is not None and semilocal.upper() not in SEMILOCAL_FUNCTIONALS:
+            raise ValueError(
+                f"unknown semilocal functional {semilocal!r}: one of "
+                f"{', '.join(SEMILOCAL_FUNCTIONALS)}"
+            )
+        self.exchange = functional
+        self.x_mix = float(x_mix)
+        self.semilocal = semilocal
+        self.correlation = correlation
+
+    @property
+    def libxc_terms(self) -> tuple[tuple[float, str], ...]:
+        """Weights and libxc names of the part that is not learned."""
+        if self.semilocal is not None:
+            exchange, correlation = SEMILOCAL_FUNCTIONALS[self.semilocal.upper()]
+            remainder = ((1 - self.x_mix, exchange),) if self.x_mix != 1 else ()
+            return (*remainder, (1.0, correlation))
+        return ((1.0, self.correlation),) if self.correlation is not None else ()
+
+    @property
+    def name(self) -> str:
+        """What it is, in one line: for logs and checkpoints."""
+        learned = self.exchange.name if self.x_mix == 1 else f"{self.x_mix:g}*{self.exchange.name}"
+        others = [name if w == 1 else f"{w:g}*{name}" for w, name in self.libxc_terms]
+        return " + ".join([learned, *others])
+
+    @property
+    def needs_tau(self) -> bool:
+        """Whether the learned part reads the kinetic energy density."""
+        return self.exchange.descriptors.needs_tau
+
+    @property
+    def is_nonlocal(self) -> bool:
+        """Whether the learned part needs a ``GaussianConvolution`` of the grid."""
+        return self.exchange.descriptors.nldf is not None
+
+    @float64
+    def learned_energy(
+        self,
+        density: Density,
+        weights: Float[Array, " grid"],
+        convolution: GaussianConvolution | None = None,
+    ) -> float:
+        """Energy (Ha) of the learned part, with its fraction ``x_mix``."""
+        energy, _ = self.learned_energy_and_potential(density, weights, convolution)
+        return energy
+
+    @float64
+    def learned_energy_and_potential(
+        self,
+        density: Density,
+        weights: Float[Array, " grid"],
+        convolution: GaussianConvolution | None = None,
+    ) -> tuple[float, Density]:
+        """Energy (Ha) of the learned part, and its derivative by each density ingredient.
+
+        The derivative is that of the grid sum: it contains the quadrature weights, and what the
+        nonlocal features of all points say of each.
+        """
+        energy, potential = _energy_and_potential(
+            self.exchange, self.x_mix, density, jnp.asarray(weights), convolution
+        )
+        return float(energy), jax.tree.map(np.asarray, potential)
+
+    def __repr__(self) -> str:
+        return f"CiderFunctional({self.name})"
+
+
+@eqx.filter_jit
+def _energy_and_potential(
+    exchange: LearnedExchange,
+    x_mix: float,
+    density: Density,
+    weights: Float[Array, " grid"],
+    convolution: GaussianConvolution | None,
+) -> tuple[Any, Density]:
+    def energy(density: Density) -> Any:
+        return x_mix * exchange.energy(density, weights, convolution)
+
+    return eqx.filter_value_and_grad(energy)(density)

@@ -1,0 +1,74 @@
+"""From descriptors to the inputs of a model: bounded, decorrelated, of like scale."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def bounded_ratio(
+    feature: Float[Array, "*shape"], reference: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    r"""A positive feature beside its reference, mapped to [-1, 1).
+
+    .. math:: \tanh\left(\tfrac12 \ln (G/G_0)\right) = \frac{G - G_0}{G + G_0}
+
+    Unlike the logarithm it stays finite where the feature vanishes.
+    """
+    return 1 - 2 * reference / (feature + reference)
+
+
+def squash(x: Float[Array, "*shape"], radius: float) -> Float[Array, "*shape"]:
+    """Odd and smooth map of the line to (-1, 1), with slope 1/radius at zero."""
+    return x / jnp.sqrt(x**2 + radius**2)
+
+
+class InputTransform(eqx.Module):
+    r"""Semilocal inputs, then what nonlocal features know beyond them.
+
+    Nonlocal features of molecules vary little beyond what the semilocal ones already tell. The
+    transform takes out of them their regression on :math:`(1, u_i, u_i u_j)` of the semilocal
+    descriptors :math:`u`, and whitens the rest; all are squashed to (-1, 1).
+    """
+
+    SQUASH_RADIUS = 2.5
+
+    semilocal_mean: Float[np.ndarray, " semilocal"]
+    semilocal_scale: Float[np.ndarray, " semilocal"]
+    regression: Float[np.ndarray, "monomial nonlocal"]
+    whitening: Float[np.ndarray, "nonlocal nonlocal"]
+
+    def __call__(
+        self,
+        semilocal: Float[Array, "semilocal grid"],
+        nonlocal_: Float[Array, "nonlocal grid"],
+    ) -> Float[Array, "input grid"]:
+        """Inputs of the model, semilocal ones first."""
+        standard = (semilocal - self.semilocal_mean[:, None]) / self.semilocal_scale[:, None]
+        residual = nonlocal_ - self.regression.T @ quadratic_monomials(semilocal)
+        inputs = jnp.concatenate([standard, self.whitening.T @ residual])
+        return squash(inputs, self.SQUASH_RADIUS)
+
+
+def quadratic_monomials(u: Float[Array, "semilocal grid"]) -> Float[Array, "monomial grid"]:
+    """One, the descriptors, and their products of order two."""
+    rows = [jnp.ones_like(u[0]), *u]
+    rows += [u[i] * u[j] for i in range(len(u)) for j in range(i, len(u))]
+    return jnp.stack(rows)
+
+
+def fit_input_transform(
+    semilocal: Float[np.ndarray, "semilocal grid"],
+    nonlocal_: Float[np.ndarray, "nonlocal grid"],
+    importance: Float[np.ndarray, " grid"],
+) -> InputTransform:
+    """The transform of a sample of points, each with its importance (such as its energy)."""
+    importance = importance / importance.sum()
+    mean = semilocal @ importance
+    scale = np.sqrt(((semilocal - mean[:, None]) ** 2) @ importance)
+    monomials = np.asarray(quadratic_monomials(jnp.asarray(semilocal)))
+    root = np.sqrt(importance)
+    regression = np.linalg.lstsq((monomials * root).T, (nonlocal_ * root).T, rcond=None)[0]
+    residual = nonlocal_ - regression.T @ monomials
+    variances, directions = np.linalg.eigh((residual * importance) @ residual.T)
+    return InputTransform(mean, scale, regression, directions / np.sqrt(variances))

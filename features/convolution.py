@@ -1,0 +1,78 @@
+r"""The interface of the one nonlocal step: a linear map from sources to fields.
+
+.. math:: F_\beta(\mathbf r)
+          = \sum_\alpha \int e^{-(\alpha + \beta) |\mathbf r - \mathbf r'|^2}
+            \theta_\alpha(\mathbf r')\, d^3r'
+
+A host implements it for its grid: atom-centred expansions for molecules, FFTs for periodic
+uniform grids. Everything before and after it is pointwise.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class GaussianConvolution(eqx.Module):
+    """Linear map from sources to fields on one grid, with its transpose.
+
+    ``apply`` takes sources on the grid points (the map knows the quadrature weights), one column
+    per source exponent, and returns fields on the same points, one column per target exponent.
+    """
+
+    @abc.abstractmethod
+    def apply(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
+        """Fields (dimension of the sources times bohr^3) of the sources of one spin density."""
+
+    @abc.abstractmethod
+    def transpose(self, fields: Float[Array, "grid target"]) -> Float[Array, "grid source"]:
+        """The transposed map, applied to derivatives of an energy by the fields."""
+
+    def __call__(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
+        """``apply``, differentiable in both modes by way of ``transpose``."""
+        return jax.custom_derivatives.linear_call(
+            lambda convolution, x: convolution.apply(x),
+            lambda convolution, y: convolution.transpose(y),
+            self,
+            sources,
+        )
+
+
+class DirectConvolution(GaussianConvolution):
+    """The sum over all pairs of points: exact on its grid, and quadratic in the number of points.
+
+    The reference of the tests, and good enough for atoms on small grids.
+    """
+
+    coords: Float[Array, "grid xyz"]
+    weights: Float[Array, " grid"]
+    source_exponents: Float[Array, " source"]
+    target_exponents: Float[Array, " target"]
+    block: int = eqx.field(static=True, default=256)
+
+    def apply(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
+        return self._convolve(
+            self.weights[:, None] * sources, self.source_exponents, self.target_exponents
+        )
+
+    def transpose(self, fields: Float[Array, "grid target"]) -> Float[Array, "grid source"]:
+        return self.weights[:, None] * self._convolve(
+            fields, self.target_exponents, self.source_exponents
+        )
+
+    def _convolve(
+        self,
+        charges: Float[Array, "grid in"],
+        exponents_in: Float[Array, " in"],
+        exponents_out: Float[Array, " out"],
+    ) -> Float[Array, "grid out"]:
+        def field_at(point: Float[Array, " xyz"]) -> Float[Array, " out"]:
+            distance_squared = jnp.sum((self.coords - point) ** 2, axis=1)
+            # exp(-(a + b) u^2) factorises at fixed u.
+            source_sum = jnp.sum(jnp.exp(-distance_squared[:, None] * exponents_in) * charges, 1)
+            return source_sum @ jnp.exp(-distance_squared[:, None] * exponents_out)
+
+        return jax.lax.map(field_at, self.coords, batch_size=self.block)
