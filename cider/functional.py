@@ -1,5 +1,6 @@
 """The functional that users hand to a host program."""
 
+import os
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from cider.conventions import float64
 from cider.density import Density
 from cider.exchange import LearnedExchange
 from cider.features.convolution import GaussianConvolution
+from cider.registry import resolve
 
 SEMILOCAL_FUNCTIONALS = {
     "LDA": ("LDA_X", "LDA_C_PW"),
@@ -49,12 +51,18 @@ class CiderFunctional(eqx.Module):
 
     def __init__(
         self,
-        functional: str | LearnedExchange,
+        functional: str | os.PathLike[str] | LearnedExchange,
         *,
-        x_mix: float = 1.0,
+        x_mix: float | None = None,
         semilocal: str | None = None,
         correlation: str | None = None,
     ):
+        if not isinstance(functional, LearnedExchange):
+            named = resolve(functional)
+            x_mix, semilocal, correlation = named.composed_with(x_mix, semilocal, correlation)
+            functional = named.load()
+        if x_mix is None:
+            x_mix = 1.0
         if not 0 < x_mix <= 1:
             raise ValueError(f"x_mix is a fraction of exchange within (0, 1]: got {x_mix}")
         if semilocal is not None and correlation is not None:
