@@ -1,0 +1,177 @@
+"""What changes in a PySCF Kohn-Sham object when its ``xc`` is a learned functional."""
+
+from typing import Any, NoReturn
+
+from pyscf import lib
+from pyscf.dft.numint import NumInt
+
+from cider.exchange import LearnedExchange
+from cider.functional import CiderFunctional
+from cider.plugins.pyscf.libxc import check_libxc_terms
+from cider.plugins.pyscf.numint import CiderNumInt
+
+AUXILIARY_BASIS_OF = "PBE"
+"""Density fitting chooses the auxiliary basis by functional: no exact exchange here either."""
+
+
+class FunctionalAttribute:
+    """The attribute ``xc`` of every Kohn-Sham class of PySCF.
+
+    The value stays in the ``__dict__`` of the object, where PySCF's copies and conversions expect
+    it. Assigning a ``CiderFunctional`` puts ``CiderKohnSham`` in front of the class of the object;
+    assigning anything else takes it away again and leaves plain PySCF.
+    """
+
+    def __get__(self, mf: Any, owner: type | None = None) -> Any:
+        if mf is None:
+            return self
+        try:
+            return mf.__dict__["xc"]
+        except KeyError:
+            raise AttributeError("xc") from None
+
+    def __set__(self, mf: Any, value: Any) -> None:
+        if isinstance(value, CiderFunctional):
+            _attach(mf, value)
+        else:
+            _reject_lookalikes(value)
+            _detach(mf)
+        mf.__dict__["xc"] = value
+
+
+def _attach(mf: Any, functional: CiderFunctional) -> None:
+    check_libxc_terms(functional)
+    _require_molecular(mf, functional)
+    if isinstance(mf, CiderKohnSham):
+        return
+    if "_numint" in mf.__dict__:
+        _require_plain_numint(mf.__dict__["_numint"], functional)
+    lib.set_class(mf, (CiderKohnSham, mf.__class__))
+    mf.__dict__["_numint"] = CiderNumInt()
+
+
+def _detach(mf: Any) -> None:
+    if isinstance(mf, CiderKohnSham):
+        mf.__class__ = lib.drop_class(mf.__class__, CiderKohnSham)
+        mf.__dict__["_numint"] = NumInt()
+
+
+def _reject_lookalikes(value: Any) -> None:
+    if isinstance(value, LearnedExchange) or value is CiderFunctional:
+        raise TypeError(
+            f"mf.xc cannot be {value if isinstance(value, type) else type(value).__name__}: "
+            "wrap it, as in mf.xc = CiderFunctional('x-nldf', correlation='GGA_C_PBE')"
+        )
+
+
+def _require_molecular(mf: Any, functional: CiderFunctional) -> None:
+    from pyscf.dft import rks, rks_symm, roks, uks, uks_symm
+
+    supported = (rks.RKS, uks.UKS, roks.ROKS, rks_symm.RKS, rks_symm.ROKS, uks_symm.UKS)
+    if not isinstance(mf, supported):
+        raise NotImplementedError(
+            f"{functional} runs with the molecular RKS, UKS and ROKS of PySCF, not yet with "
+            f"{type(mf).__module__}.{type(mf).__name__}: choose one of those, or a libxc "
+            "functional such as xc='PBE'"
+        )
+
+
+def _require_plain_numint(numint: Any, functional: CiderFunctional) -> None:
+    if type(numint) not in (NumInt, CiderNumInt):
+        raise NotImplementedError(
+            f"{functional} cannot be integrated by {type(numint).__module__}."
+            f"{type(numint).__name__}, only on the atom-centred grids of pyscf.dft.numint.NumInt"
+        )
+
+
+def _not_yet(feature: str) -> Any:
+    def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> NoReturn:
+        _raise_not_yet(feature, self.xc)
+
+    method.__doc__ = f"Not available yet with a learned functional: {feature}."
+    return method
+
+
+def _raise_not_yet(feature: str, functional: CiderFunctional) -> NoReturn:
+    raise NotImplementedError(
+        f"{feature} not available yet with {functional}; "
+        "assign a libxc functional, as in mf.xc = 'PBE', to use PySCF's own"
+    )
+
+
+class CiderKohnSham:
+    """In front of a Kohn-Sham class of PySCF: what a learned functional does differently.
+
+    What it cannot do yet raises ``NotImplementedError`` here by name. Whatever goes around these
+    methods ends in ``LibxcWithCider``, which refuses to evaluate the functional point by point.
+    """
+
+    __name_mixin__ = "Cider"
+
+    @property
+    def _numint(self) -> CiderNumInt:
+        return self.__dict__["_numint"]
+
+    @_numint.setter
+    def _numint(self, numint: Any) -> None:
+        _require_plain_numint(numint, self.xc)
+        # KohnShamDFT.__init__ assigns a plain NumInt after xc; it knows nothing of the functional.
+        if isinstance(numint, CiderNumInt):
+            self.__dict__["_numint"] = numint
+
+    def do_disp(self, disp: Any = None) -> bool:
+        """False, or an error if a dispersion correction was asked for."""
+        if disp or (disp is None and self.disp):
+            _raise_not_yet(f"dispersion correction {disp or self.disp!r} is", self.xc)
+        return False
+
+    def do_nlc(self) -> bool:
+        """False, or an error if a nonlocal correlation was asked for."""
+        if self.nlc:
+            _raise_not_yet(f"nonlocal correlation {self.nlc!r} is", self.xc)
+        return False
+
+    def density_fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As in PySCF. This class stays in front, so that it keeps the last word."""
+        plain = self.copy()
+        plain.xc = AUXILIARY_BASIS_OF
+        fitted = plain.density_fit(*args, **kwargs)
+        fitted.xc = self.xc
+        return fitted
+
+    def reset(self, mol: Any = None) -> Any:
+        """As in PySCF; also forgets the convolution of the old grid."""
+        super().reset(mol)
+        self._numint.reset()
+        return self
+
+    def _transfer_attrs_(self, dst: Any) -> Any:
+        # PySCF copies the whole __dict__: let xc and the class of the new object agree.
+        dst = super()._transfer_attrs_(dst)
+        if "xc" in dst.__dict__:
+            dst.xc = self.xc
+        return dst
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class of this object was made at run time; pickle finds only PySCF's own by name.
+        plain = self.copy()
+        plain.xc = ""
+        return _assign_functional, (plain, self.xc)
+
+    nuc_grad_method = Gradients = _not_yet("nuclear gradients are")
+    Hessian = _not_yet("nuclear Hessians are")
+    newton = _not_yet("second-order SCF is")
+    gen_response = _not_yet("linear response is")
+    stability = _not_yet("stability analysis is")
+    TDA = TDDFT = TDHF = TDDFTNoHybrid = CasidaTDDFT = dTDA = dRPA = _not_yet(
+        "time-dependent DFT is"
+    )
+    to_gks = to_ghf = _not_yet("generalised Kohn-Sham is")
+    to_gpu = _not_yet("gpu4pyscf is")
+    multigrid_numint = _not_yet("multigrid integration is")
+    define_xc_ = _not_yet("a user-defined libxc combination is")
+
+
+def _assign_functional(mf: Any, functional: CiderFunctional) -> Any:
+    mf.xc = functional
+    return mf

@@ -1,0 +1,119 @@
+"""The part of a functional that libxc evaluates, and what PySCF asks libxc about the whole."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from pyscf.dft import libxc
+from pyscf.dft.numint import NumInt
+
+from cider.functional import CiderFunctional
+
+_INGREDIENTS = {"LDA": 1, "GGA": 4, "MGGA": 5}
+"""How many rows of rho, grad rho, tau each level of functional reads."""
+
+
+def needs_tau(functional: CiderFunctional) -> bool:
+    """Whether the learned part or a libxc part reads the kinetic energy density."""
+    return functional.needs_tau or any(
+        libxc.xc_type(name) == "MGGA" for _, name in functional.libxc_terms
+    )
+
+
+def check_libxc_terms(functional: CiderFunctional) -> None:
+    """Raise ``ValueError`` unless every libxc term is a semilocal part of known name."""
+    for _, name in functional.libxc_terms:
+        if name.upper() not in libxc.XC_CODES or not {"X", "C"} & set(name.upper().split("_")):
+            raise ValueError(
+                f"{name!r} in {functional} is not the full libxc name of an exchange or a "
+                "correlation functional: write for example correlation='GGA_C_PBE' "
+                "(pyscf.dft.libxc.XC_CODES lists them)"
+            )
+        if libxc.is_hybrid_xc(name) or libxc.is_nlc(name):
+            raise NotImplementedError(
+                f"{name} in {functional} holds exact exchange or a nonlocal correlation, which "
+                "is not available yet beside a learned exchange"
+            )
+
+
+def libxc_energy_and_potential(
+    functional: CiderFunctional,
+    rho: Float[np.ndarray, "spin ingredient grid"],
+    weights: Float[np.ndarray, " grid"],
+) -> tuple[float, Float[np.ndarray, "spin ingredient grid"]]:
+    """Energy (Ha) of the libxc terms, and its derivative by rho, grad rho and tau of each point.
+
+    Like that of the learned part, the derivative is that of the grid sum.
+    """
+    energy = 0.0
+    potential = np.zeros_like(rho)
+    polarised = rho.shape[0] == 2
+    for factor, name in functional.libxc_terms:
+        level = libxc.xc_type(name)
+        rows = _INGREDIENTS[level]
+        read = rho[:, 0] if level == "LDA" else rho[:, :rows]
+        eps_xc, vxc = NumInt().eval_xc_eff(
+            name, read if polarised else read[0], deriv=1, xctype=level, spin=int(polarised)
+        )[:2]
+        energy += factor * float(np.sum(weights * rho[:, 0].sum(axis=0) * eps_xc))
+        potential[:, :rows] += factor * weights * vxc.reshape(rho.shape[0], rows, -1)
+    return energy, potential
+
+
+class LibxcWithCider:
+    """The module ``pyscf.dft.libxc``, whose functions also take a ``CiderFunctional``.
+
+    What PySCF asks about a functional is answered. What would evaluate it point by point
+    (gradients, response, grid tools) raises, because a nonlocal energy is no function of one
+    point and a partial answer would be wrong in silence.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(libxc, name)
+        if not callable(attribute):
+            return attribute
+
+        def function(xc: Any, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(xc, CiderFunctional):
+                return attribute(xc, *args, **kwargs)
+            if name in _ANSWERS:
+                return _ANSWERS[name](xc, *args, **kwargs)
+            raise NotImplementedError(
+                f"pyscf.dft.libxc.{name} cannot evaluate {xc}: what called it (nuclear gradients, "
+                "Hessians, TDDFT and other response properties, ...) is not available yet with a "
+                "learned functional"
+            )
+
+        return function
+
+
+def _test_deriv_order(functional: CiderFunctional, deriv: int, raise_error: bool = False) -> bool:
+    if deriv > 1 and raise_error:
+        raise NotImplementedError(
+            f"second derivatives (f_xc) of {functional} are not available yet: no TDDFT, "
+            "second-order SCF, stability analysis or response properties"
+        )
+    return deriv <= 1
+
+
+def _reference(functional: CiderFunctional) -> list[str]:
+    learned = f"{functional.exchange.name}: learned exchange, Bystrom, Kozinsky, PRB 110, 075130"
+    others = [libxc.xc_reference(name) for _, name in functional.libxc_terms]
+    return [learned, *(line for lines in others for line in lines)]
+
+
+_ANSWERS: dict[str, Callable[..., Any]] = {
+    "is_hybrid_xc": lambda functional: False,
+    "is_nlc": lambda functional: False,
+    "is_lda": lambda functional: False,
+    "is_gga": lambda functional: not needs_tau(functional),
+    "is_meta_gga": needs_tau,
+    "xc_type": lambda functional: "MGGA" if needs_tau(functional) else "GGA",
+    "hybrid_coeff": lambda functional, spin=0: 0.0,
+    "rsh_coeff": lambda functional: (0.0, 0.0, 0.0),
+    "nlc_coeff": lambda functional: (),
+    "max_deriv_order": lambda functional: 1,
+    "test_deriv_order": _test_deriv_order,
+    "xc_reference": _reference,
+}
