@@ -67,7 +67,9 @@ _TRIATOMICS = (
 _STARS = (("B", "H", 3, 0), ("Al", "H", 3, 0), ("B", "H", 4, 1), ("Be", "H", 3, 1))
 
 
-def distort(xyz: Float[np.ndarray, "atom 3"], index: int, seed: int) -> Float[np.ndarray, "atom 3"]:
+def distort(
+    xyz: Float[np.ndarray, "atom xyz"], index: int, seed: int
+) -> Float[np.ndarray, "atom xyz"]:
     """Positions (angstrom) scaled by 0.88-1.18 for even ``index``, shaken by 0.07 for odd ones."""
     rng = np.random.default_rng((seed, index))
     if index % 2 == 0:
@@ -103,7 +105,7 @@ def _name(*symbols: str) -> str:
     return "".join(symbols)
 
 
-def _directions(count: int) -> Float[np.ndarray, "atom 3"]:
+def _directions(count: int) -> Float[np.ndarray, "atom xyz"]:
     if count == 3:
         angles = 2 * np.pi * np.arange(3) / 3
         return np.stack([np.cos(angles), np.sin(angles), np.zeros(3)], axis=1)

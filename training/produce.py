@@ -1,5 +1,6 @@
 """Reference data of many systems: parallel, resumable, with a progress bar."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -137,9 +138,12 @@ def with_progress(
         TimeRemainingColumn(),
     )
     outcomes = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with (
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        contextlib.closing(run_tasks(function, tasks, workers)) as running,
+    ):
         bar = progress.add_task(title, total=len(tasks))
-        for outcome in run_tasks(function, tasks, workers):
+        for outcome in running:
             outcomes.append(outcome)
             progress.advance(bar)
             if outcome.error_type == DiskFullError.__name__:

@@ -78,13 +78,15 @@ def build_molecule(system: System, basis: str) -> gto.Mole:
         ValueError: PySCF has no such basis for one of the elements.
     """
     try:
-        return gto.M(
-            atom=list(zip(system.symbols, system.positions, strict=True)),
-            basis=basis,
-            charge=system.charge,
-            spin=system.spin,
-            verbose=0,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PySCF advertises another package before it raises
+            return gto.M(
+                atom=list(zip(system.symbols, system.positions, strict=True)),
+                basis=basis,
+                charge=system.charge,
+                spin=system.spin,
+                verbose=0,
+            )
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"{system.name} cannot be built in {basis}: {error}") from error
 
@@ -254,7 +256,7 @@ def _converged_scf(
             procedure = "second order"
             mf.level_shift = 0
             _take_second_order_steps(mf)
-        if mf.converged and system.is_atom:
+        if mf.converged and system.is_atom and _has_rotations(mf):
             procedure = _follow_instabilities(mf, procedure)
     if not mf.converged:
         raise UnconvergedError(
@@ -270,6 +272,11 @@ def _take_second_order_steps(mf: Any) -> None:
     newton.kernel(mf.mo_coeff, mf.mo_occ)
     for name in ("converged", "e_tot", "mo_coeff", "mo_energy", "mo_occ"):
         setattr(mf, name, getattr(newton, name))
+
+
+def _has_rotations(mf: Any) -> bool:
+    """Whether there are orbitals to mix: a minimal basis may leave none empty."""
+    return any((n > 0).any() and (n == 0).any() for n in _spin_orbitals(mf)[1])
 
 
 def _follow_instabilities(mf: Any, procedure: str) -> str:

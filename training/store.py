@@ -117,16 +117,21 @@ class Store:
     def __contains__(self, key: str) -> bool:
         return self.path(key).exists()
 
-    def keys(self) -> list[str]:
-        """The keys of all finished records, sorted; unfinished ``.partial`` files do not count."""
-        names = (path.relative_to(self.folder) for path in self.folder.rglob("*.h5"))
-        return sorted(name.as_posix().removesuffix(".h5") for name in names)
+    def keys(self, prefix: str = "") -> list[str]:
+        """The keys of all finished records that start with ``prefix``, sorted.
+
+        Unfinished ``.partial`` files do not count.
+        """
+        paths = (path.relative_to(self.folder) for path in self.folder.rglob("*.h5"))
+        names = (path.as_posix().removesuffix(".h5") for path in paths)
+        return sorted(name for name in names if name.startswith(prefix))
 
     def __len__(self) -> int:
         return len(self.keys())
 
-    def __iter__(self) -> Iterator[Record]:
-        return (self.read(key) for key in self.keys())
+    def records(self, prefix: str = "") -> Iterator[Record]:
+        """The records of :meth:`keys`, read and verified one by one."""
+        return (self.read(key) for key in self.keys(prefix))
 
     def write(self, record: Record) -> None:
         """Put a record on the disk, whole or not at all.
@@ -195,7 +200,7 @@ class Store:
         partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
         with h5py.File(partial, "w") as file:
             file.attrs["header"] = canonical_json(self.header)
-            for record in self:
+            for record in self.records():
                 group = file.create_group(record.key)
                 group.attrs["facts"] = canonical_json(record.facts)
                 for name, array in record.arrays.items():

@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.collections import g2
 from ase.data import atomic_numbers, chemical_symbols
+from jaxtyping import Float
 
 from cider.training import extras
 
@@ -127,8 +128,19 @@ class System:
 
 def from_atoms(atoms: Atoms, name: str, kind: str, spin: int, **fields: Any) -> System:
     """A system from an ASE ``Atoms`` object (positions in angstrom)."""
-    positions = tuple(tuple(round(float(x), 8) for x in row) for row in atoms.positions)
-    return System(name, kind, tuple(atoms.get_chemical_symbols()), positions, spin=spin, **fields)
+    symbols = tuple(atoms.get_chemical_symbols())
+    return System(name, kind, symbols, _rounded(atoms.positions), spin=spin, **fields)
+
+
+def _rounded(xyz: Float[np.ndarray, "atom xyz"]) -> tuple[tuple[float, float, float], ...]:
+    # Eight digits: the same geometry on every machine, whatever its rounding.
+    return tuple((round(float(x), 8), round(float(y), 8), round(float(z), 8)) for x, y, z in xyz)
+
+
+def ground_state_spin(symbol: str) -> int | None:
+    """2S of the neutral atom's ground state for H-Ar; nothing for heavier ones."""
+    z = atomic_numbers[symbol]
+    return _GROUND_STATE_SPINS[z - 1] if z <= len(_GROUND_STATE_SPINS) else None
 
 
 def split_role(name: str) -> str:
@@ -196,7 +208,7 @@ def distorted(count: int = 30, seed: int = 0) -> tuple[System, ...]:
                 parent,
                 name=f"{parent.name}_d{index:02d}",
                 kind="distorted",
-                positions=tuple(tuple(round(float(x), 8) for x in row) for row in xyz),
+                positions=_rounded(xyz),
             )
         )
     return tuple(found)

@@ -8,9 +8,9 @@ import dataclasses
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -39,7 +39,7 @@ def run_tasks(
     tasks: Sequence[Any],
     workers: int,
     on_start: Callable[[Any], None] = lambda task: None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Outcomes of ``function(task)`` as they come, from ``workers`` one-thread processes.
 
     Tasks start in the given order. Function, tasks and results must survive pickling between
@@ -62,8 +62,7 @@ def run_tasks(
         while queue and len(running) < workers:
             hand_out(*_start(function), queue.pop())
         while running:
-            for connection in wait(list(running)):
-                assert isinstance(connection, Connection)
+            for connection in cast(list[Connection], wait(list(running))):
                 process, task = running.pop(connection)
                 try:
                     outcome = connection.recv()

@@ -1,0 +1,172 @@
+r"""Observations: linear functionals of the exchange energies of systems.
+
+Everything a functional is trained on has the form :math:`\sum_s c_s E_x[s]` with a known value and
+a noise whose size is fitted for each kind of observation. ``s`` runs over densities: the key
+``"PBE/H2O"`` is the PBE density of water.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from cider.training.store import Store
+from cider.training.systems import ROLES, System
+
+KINDS = ("total", "aex", "difference", "reaction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reaction:
+    """A linear combination of exchange energies, by system name: products minus reactants."""
+
+    name: str
+    coefficients: Mapping[str, float]
+    role: str = "training"
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r} is none of {', '.join(ROLES)}")
+        if not any(self.coefficients.values()):
+            raise ValueError(f"reaction {self.name!r} has no coefficients")
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """A linear combination of exchange energies with its exact value (Ha).
+
+    ``kind`` says what it is: the "total" exchange energy, the atomisation exchange energy "aex"
+    (atoms minus molecule), the "difference" of an ion or excited atom from the ground-state atom,
+    or a "reaction". ``noise`` names the group whose noise is fitted together. ``coefficients``
+    go by system key, ``<density>/<name>``.
+    """
+
+    name: str
+    kind: str
+    density: str
+    role: str
+    noise: str
+    coefficients: Mapping[str, float]
+    value: float
+
+    def of(self, energies: Mapping[str, float]) -> float:
+        """The same combination of other energies, by system key."""
+        return sum(c * energies[key] for key, c in self.coefficients.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """An observation that the data cannot give, and why."""
+
+    name: str
+    reason: str
+
+
+def system_key(density: str, name: str) -> str:
+    """The key of a system's density: ``<density>/<name>``."""
+    return f"{density}/{name}"
+
+
+def reference_facts(store: Store) -> dict[str, dict[str, Any]]:
+    """Facts of all reference records of ``store``, by system key, failed ones included."""
+    prefix = "reference/"
+    return {record.key.removeprefix(prefix): dict(record.facts) for record in store.records(prefix)}
+
+
+def exchange_energies(
+    facts: Mapping[str, Mapping[str, Any]], name: str = "exact_exchange"
+) -> dict[str, float]:
+    """Exchange energies (Ha) by system key: the exact ones, or "PBE_X", "R2SCAN_X"."""
+    return {key: float(f[name]) for key, f in facts.items() if f["status"] == "converged"}
+
+
+def build_observations(
+    energies: Mapping[str, float],
+    systems: Sequence[System],
+    densities: Iterable[str],
+    reactions: Sequence[Reaction] = (),
+) -> tuple[tuple[Observation, ...], tuple[Skipped, ...]]:
+    """Observations of ``systems`` (and ``reactions``) whose energies (Ha) are known.
+
+    Atoms give their total energy, molecules their atomisation energy, ions and excited atoms the
+    difference from the ground-state atom, always at one density. What lacks an energy (its SCF
+    failed, or its density was not asked for) is skipped and returned with the reason.
+    """
+    atoms: dict[str, str] = {}
+    for system in systems:
+        if system.kind == "atom":
+            atoms.setdefault(system.symbols[0], system.name)
+    found: list[Observation] = []
+    skipped: list[Skipped] = []
+    for density in densities:
+        plans: list[tuple[str, str, str, str, dict[str, float]]] = []
+        for system in systems:
+            if system_key(density, system.name) not in energies:
+                skipped.append(Skipped(f"{density}/{system.name}", "no converged density"))
+                continue
+            try:
+                kind, combination = _combination(system, atoms)
+            except KeyError as missing:
+                reason = f"no atom {missing.args[0]} among the systems"
+                skipped.append(Skipped(f"{density}/{system.name}", reason))
+                continue
+            plans.append((system.name, kind, system.role, system.kind, combination))
+        for r in reactions:
+            plans.append((r.name, "reaction", r.role, "reaction", dict(r.coefficients)))
+        for name, kind, role, noise, combination in plans:
+            coefficients = {system_key(density, s): c for s, c in combination.items() if c}
+            absent = [key for key in coefficients if key not in energies]
+            if absent:
+                skipped.append(Skipped(f"{density}/{name}", f"no energy of {', '.join(absent)}"))
+                continue
+            value = sum(c * energies[key] for key, c in coefficients.items())
+            found.append(Observation(name, kind, density, role, noise, coefficients, value))
+    return tuple(found), tuple(skipped)
+
+
+def total_observations(
+    energies: Mapping[str, float], systems: Sequence[System], density: str
+) -> tuple[Observation, ...]:
+    """The total exchange energy of every system at ``density``, for validation."""
+    found = []
+    for system in systems:
+        key = system_key(density, system.name)
+        if key in energies:
+            found.append(
+                Observation(
+                    system.name,
+                    "total",
+                    density,
+                    system.role,
+                    system.kind,
+                    {key: 1.0},
+                    energies[key],
+                )
+            )
+    return tuple(found)
+
+
+def coefficient_matrix(
+    observations: Sequence[Observation], keys: Sequence[str]
+) -> Float[np.ndarray, "observation system"]:
+    """Coefficients as a matrix; times per-system integrals it gives those of the observations."""
+    column = {key: index for index, key in enumerate(keys)}
+    matrix = np.zeros((len(observations), len(keys)))
+    for row, observation in enumerate(observations):
+        for key, coefficient in observation.coefficients.items():
+            matrix[row, column[key]] = coefficient
+    return matrix
+
+
+def _combination(system: System, atoms: Mapping[str, str]) -> tuple[str, dict[str, float]]:
+    if system.kind == "atom":
+        return "total", {system.name: 1.0}
+    if system.is_atom:
+        return "difference", {system.name: 1.0, atoms[system.symbols[0]]: -1.0}
+    combination = {system.name: -1.0}
+    for symbol in system.symbols:
+        atom = atoms[symbol]
+        combination[atom] = combination.get(atom, 0.0) + 1.0
+    return "aex", combination

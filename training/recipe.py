@@ -1,0 +1,245 @@
+"""Recipes: everything that determines a trained functional, as validated frozen records.
+
+A recipe is a TOML file with the keys of :class:`Recipe`. Two hashes identify it: one of what
+determines the reference data (so that several functionals share one costly store), one of
+everything.
+"""
+
+import dataclasses
+import functools
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ase.io
+from ase import Atoms
+
+from cider.training import systems as default_sets
+from cider.training.configuration import RecipeError, from_table, to_table
+from cider.training.observations import Reaction
+from cider.training.produce import Job, plan_jobs
+from cider.training.reference import ReferenceSettings, reference_key
+from cider.training.store import content_hash
+from cider.training.systems import ROLES, System, from_atoms, ground_state_spin, unique
+
+_SETS = {
+    "default": default_sets.default_systems,
+    "small": default_sets.small_systems,
+    "none": lambda: (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemFile:
+    """A structure file that ASE reads (angstrom), with the charge (e) and 2S of its molecules.
+
+    Without ``spin`` an even number of electrons is a closed shell and an odd one a doublet.
+    """
+
+    path: str
+    name: str = ""
+    charge: int = 0
+    spin: int | None = None
+    role: str = "training"
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r} is none of {', '.join(ROLES)}")
+
+    def read(self, folder: Path) -> tuple[System, ...]:
+        """The systems of the file, whose path is relative to ``folder``.
+
+        Raises:
+            RecipeError: The file cannot be read, or a molecule of it cannot be built.
+        """
+        path = folder / self.path
+        try:
+            images = ase.io.read(path, index=":")
+        except Exception as error:  # ASE's readers raise anything, from KeyError to StopIteration
+            raise RecipeError(f"{path} cannot be read: {error or type(error).__name__}") from error
+        stem = self.name or path.stem
+        images = images if isinstance(images, list) else [images]
+        if not images:
+            raise RecipeError(f"{path} holds no structure")
+        names = [stem] if len(images) == 1 else [f"{stem}_{i}" for i in range(len(images))]
+        return tuple(self._system(*pair) for pair in zip(names, images, strict=True))
+
+    def _system(self, name: str, atoms: Atoms) -> System:
+        electrons = int(atoms.numbers.sum()) - self.charge
+        spin = electrons % 2 if self.spin is None else self.spin
+        kind = "molecule"
+        if len(atoms) == 1:
+            ground_state = ground_state_spin(atoms.get_chemical_symbols()[0])
+            kind = "ion" if self.charge or ground_state not in (None, spin) else "atom"
+        try:
+            return from_atoms(atoms, name, kind, spin, charge=self.charge, role=self.role)
+        except ValueError as error:
+            raise RecipeError(f"{self.path}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemChoice:
+    """Which systems: an embedded set ("default", "small" or "none") and structure files."""
+
+    set: str = "default"
+    files: tuple[SystemFile, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.set not in _SETS:
+            raise ValueError(f"set {self.set!r} is none of {', '.join(_SETS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureChoice:
+    """Which features of the density the functional sees, and the grids that integrate them.
+
+    ``nldf`` lists the exponents (A, B, C) of the nonlocal features, ``source_exponent`` is that of
+    the integrated density (design: Phys. Rev. B 110, 075130). No ``nldf`` means a semilocal
+    functional.
+    """
+
+    level: str = "mgga"
+    nldf: tuple[tuple[float, float, float], ...] = ()
+    source_exponent: tuple[float, float, float] = (0.5, 0.0, 0.0)
+    molecule_grid_level: int = 2
+    atom_grid_level: int = 3
+
+    def __post_init__(self) -> None:
+        if self.level not in ("gga", "mgga"):
+            raise ValueError(f"level {self.level!r} is neither 'gga' nor 'mgga'")
+        for grid_level in (self.molecule_grid_level, self.atom_grid_level):
+            if grid_level not in range(10):
+                raise ValueError(f"grid level {grid_level} does not exist; PySCF has 0 to 9")
+        for exponent in (*self.nldf, self.source_exponent):
+            if exponent[0] <= 0 or exponent[1] < 0 or exponent[2] < 0:
+                raise ValueError(f"exponent {list(exponent)} needs A > 0, B >= 0 and C >= 0")
+            if self.level == "gga" and exponent[2] and self.nldf:
+                raise ValueError(f"exponent {list(exponent)} needs tau (C > 0): set level = 'mgga'")
+        if len(set(self.nldf)) < len(self.nldf):
+            raise ValueError("two nldf exponents are equal; their features would be the same")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """Bounds of the Gaussian process: kernel lengths (in whitened units) and noise (mHa).
+
+    ``noise_bounds`` keeps the fitted noise from vanishing, which costs smoothness before it gains
+    accuracy. ``chebyshev_degree`` is that of the one-dimensional parts of the kernel.
+    """
+
+    chebyshev_degree: int = 8
+    semilocal_length_bounds: tuple[float, float] = (0.3, 10.0)
+    nldf_length_bounds: tuple[float, float] = (0.6, 10.0)
+    noise_bounds: tuple[float, float] = (0.5, 20.0)
+    uniform_gas_noise: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.chebyshev_degree <= 32:
+            raise ValueError(f"chebyshev_degree {self.chebyshev_degree} is not in 1 to 32")
+        for name in ("semilocal_length_bounds", "nldf_length_bounds", "noise_bounds"):
+            low, high = getattr(self, name)
+            if not 0 < low < high:
+                raise ValueError(f"{name} = [{low}, {high}] must be positive and increasing")
+        if self.uniform_gas_noise <= 0:
+            raise ValueError("uniform_gas_noise must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A training run. ``output`` is its folder, relative to the current one.
+
+    The first of ``densities`` is computed for all systems, the others for atoms and molecules only.
+    ``origin`` is the folder that structure files are relative to; it comes from the recipe's own
+    place and takes no part in the hashes.
+    """
+
+    name: str
+    seed: int = 0
+    output: str = ""
+    densities: tuple[str, ...] = ("PBE",)
+    systems: SystemChoice = SystemChoice()
+    reactions: tuple[Reaction, ...] = ()
+    reference: ReferenceSettings = dataclasses.field(default_factory=ReferenceSettings)
+    features: FeatureChoice = FeatureChoice()
+    model: ModelChoice = ModelChoice()
+    origin: str = "."
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(f"name {self.name!r} cannot name a functional file")
+        if not self.densities or len(set(self.densities)) < len(self.densities):
+            raise ValueError(f"densities {list(self.densities)} must be one or more different ones")
+        for density in self.densities:
+            reference_key("any", density)
+        known = {system.name for system in self.all_systems()}
+        for reaction in self.reactions:
+            for name in reaction.coefficients:
+                if name not in known:
+                    raise ValueError(f"reaction {reaction.name!r}: no system is called {name!r}")
+
+    def all_systems(self) -> tuple[System, ...]:
+        """The systems of the embedded set, then those of the files, which are read once."""
+        return self._systems
+
+    @functools.cached_property
+    def _systems(self) -> tuple[System, ...]:
+        chosen = list(_SETS[self.systems.set]())
+        for file in self.systems.files:
+            chosen.extend(file.read(Path(self.origin)))
+        if not chosen:
+            raise ValueError("the recipe has no systems: choose a set or list files")
+        return unique(tuple(chosen))
+
+    def jobs(self) -> tuple[Job, ...]:
+        """The reference calculations, in the order of their use."""
+        return plan_jobs(self.all_systems(), self.densities)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its store and writes its results."""
+        return Path(self.output or f"cider-{self.name}")
+
+    def reference_hash(self) -> str:
+        """Hash of what determines the reference data: settings, systems, densities."""
+        return content_hash(
+            {
+                "settings": self.reference.to_dict(),
+                "densities": list(self.densities),
+                "systems": [s.to_dict() for s in self.all_systems()],
+            }
+        )
+
+    def hash(self) -> str:
+        """Hash of everything that determines the functional; not of where the run is kept."""
+        table = to_table(self)
+        del table["output"], table["origin"]
+        table["systems"] = [s.to_dict() for s in self.all_systems()]
+        return content_hash(table)
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe of a TOML file.
+
+    Raises:
+        RecipeError: The file is missing or no TOML, a key is unknown (the nearest known one is
+            named), a value is out of range, or a molecule cannot be built.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+    return recipe_from_table(table, path.name, path.parent)
+
+
+def recipe_from_table(
+    table: Mapping[str, Any], where: str = "recipe", origin: Path = Path(".")
+) -> Recipe:
+    """The recipe of a plain table; structure files are relative to ``origin``."""
+    if "origin" in table:
+        raise RecipeError(f"unknown key 'origin' in {where}")
+    return from_table(Recipe, {**table, "origin": str(origin)}, where)
