@@ -234,6 +234,8 @@ def _solver(mol: gto.Mole, density: str, settings: ReferenceSettings, system: Sy
     mf = mf.density_fit(
         auxbasis="def2-universal-jkfit" if needs_exchange else "def2-universal-jfit"
     )
+    # Kept in memory; else PySCF recomputes the three-centre integrals in every cycle.
+    mf.with_df.build()
     mf.conv_tol = settings.energy_tolerance
     mf.max_cycle = 60
     return mf
