@@ -1,8 +1,21 @@
 """Machine-learned, nonlocal exchange-correlation functionals for PySCF and GPAW."""
 
-from cider.functional import CiderFunctional
+from typing import TYPE_CHECKING, Any
+
 from cider.plugins.pyscf import hook as _pyscf_hook
+
+if TYPE_CHECKING:
+    from cider.functional import CiderFunctional
 
 __all__ = ["CiderFunctional"]
 
 _pyscf_hook.install()
+
+
+def __getattr__(name: str) -> Any:
+    # JAX takes a second to import: it is loaded when the first functional is made.
+    if name == "CiderFunctional":
+        from cider.functional import CiderFunctional
+
+        return CiderFunctional
+    raise AttributeError(f"module 'cider' has no attribute {name!r}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cider.conventions import float64
+from cider.conventions import AnyArray, float64
 from cider.density import Density
 from cider.exchange import LearnedExchange
 from cider.features.convolution import GaussianConvolution
@@ -115,7 +115,7 @@ class CiderFunctional(eqx.Module):
     def learned_energy(
         self,
         density: Density,
-        weights: Float[Array, " grid"],
+        weights: Float[AnyArray, " grid"],
         convolution: GaussianConvolution | None = None,
     ) -> float:
         """Energy (Ha) of the learned part, with its fraction ``x_mix``."""
@@ -126,7 +126,7 @@ class CiderFunctional(eqx.Module):
     def learned_energy_and_potential(
         self,
         density: Density,
-        weights: Float[Array, " grid"],
+        weights: Float[AnyArray, " grid"],
         convolution: GaussianConvolution | None = None,
     ) -> tuple[float, Density]:
         """Energy (Ha) of the learned part, and its derivative by each density ingredient.
@@ -135,7 +135,7 @@ class CiderFunctional(eqx.Module):
         nonlocal features of all points say of each.
         """
         energy, potential = _energy_and_potential(
-            self.exchange, self.x_mix, density, jnp.asarray(weights), convolution
+            self.exchange, jnp.asarray(self.x_mix), density, jnp.asarray(weights), convolution
         )
         return float(energy), jax.tree.map(np.asarray, potential)
 
@@ -146,7 +146,7 @@ class CiderFunctional(eqx.Module):
 @eqx.filter_jit
 def _energy_and_potential(
     exchange: LearnedExchange,
-    x_mix: float,
+    x_mix: Float[Array, ""],
     density: Density,
     weights: Float[Array, " grid"],
     convolution: GaussianConvolution | None,
