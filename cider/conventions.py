@@ -11,6 +11,10 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import jax
+import numpy as np
+
+AnyArray = jax.Array | np.ndarray
+"""What hosts may pass: their arrays are NumPy's, and double precision stays so on the way in."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -4,6 +4,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cider.conventions import AnyArray
+
 
 class Density(eqx.Module):
     """Density, gradient and kinetic energy density on a real-space grid, in atomic units.
@@ -13,9 +15,9 @@ class Density(eqx.Module):
     The derivative of an energy by a density is again a ``Density``.
     """
 
-    rho: Float[Array, "spin grid"]
-    grad_rho: Float[Array, "spin xyz grid"]
-    tau: Float[Array, "spin grid"] | None = None
+    rho: Float[AnyArray, "spin grid"]
+    grad_rho: Float[AnyArray, "spin xyz grid"]
+    tau: Float[AnyArray, "spin grid"] | None = None
 
     @property
     def sigma(self) -> Float[Array, "spin grid"]:

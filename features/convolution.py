@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cider.conventions import AnyArray
+
 
 class GaussianConvolution(eqx.Module):
     """Linear map from sources to fields on one grid, with its transpose.
@@ -47,10 +49,10 @@ class DirectConvolution(GaussianConvolution):
     The reference of the tests, and good enough for atoms on small grids.
     """
 
-    coords: Float[Array, "grid xyz"]
-    weights: Float[Array, " grid"]
-    source_exponents: Float[Array, " source"]
-    target_exponents: Float[Array, " target"]
+    coords: Float[AnyArray, "grid xyz"]
+    weights: Float[AnyArray, " grid"]
+    source_exponents: Float[AnyArray, " source"]
+    target_exponents: Float[AnyArray, " target"]
     block: int = eqx.field(static=True, default=256)
 
     def apply(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
@@ -66,13 +68,13 @@ class DirectConvolution(GaussianConvolution):
     def _convolve(
         self,
         charges: Float[Array, "grid in"],
-        exponents_in: Float[Array, " in"],
-        exponents_out: Float[Array, " out"],
+        exponents_in: Float[AnyArray, " in"],
+        exponents_out: Float[AnyArray, " out"],
     ) -> Float[Array, "grid out"]:
         def field_at(point: Float[Array, " xyz"]) -> Float[Array, " out"]:
-            distance_squared = jnp.sum((self.coords - point) ** 2, axis=1)
+            distance_squared = jnp.sum((self.coords - point[None]) ** 2, axis=1)
             # exp(-(a + b) u^2) factorises at fixed u.
-            source_sum = jnp.sum(jnp.exp(-distance_squared[:, None] * exponents_in) * charges, 1)
-            return source_sum @ jnp.exp(-distance_squared[:, None] * exponents_out)
+            source_sum = jnp.sum(jnp.exp(-jnp.outer(distance_squared, exponents_in)) * charges, 1)
+            return source_sum @ jnp.exp(-jnp.outer(distance_squared, exponents_out))
 
         return jax.lax.map(field_at, self.coords, batch_size=self.block)

@@ -50,4 +50,4 @@ class GaussianLadder(eqx.Module):
 
     def coefficients(self, a: Float[Array, "*shape"]) -> Float[Array, "*shape exponent"]:
         r"""Coefficients :math:`p_\beta(a)` of ``exp(-a u^2)``; ``a`` in bohr^-2."""
-        return (1 / (a[..., None] + self.exponents)) @ self._inverse_overlap
+        return (1 / jnp.add.outer(a, self.exponents)) @ self._inverse_overlap
