@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cider.conventions import AnyArray
+
 
 def bounded_ratio(
-    feature: Float[Array, "*shape"], reference: Float[Array, "*shape"]
-) -> Float[Array, "*shape"]:
+    feature: Float[Array, "*#shape"], reference: Float[AnyArray, "*#shape"]
+) -> Float[Array, "*#shape"]:
     r"""A positive feature beside its reference, mapped to [-1, 1).
 
     .. math:: \tanh\left(\tfrac12 \ln (G/G_0)\right) = \frac{G - G_0}{G + G_0}
