@@ -64,7 +64,10 @@ def save_functional(
 ) -> None:
     """Write a functional file; the same content gives the same bytes.
 
-    ``provenance`` is anything that JSON can say: recipe, data, versions, measured errors.
+    ``provenance`` is anything that JSON can say: recipe, data, versions. Its optional ``errors``
+    is a list of rows of equal keys, which ``cider info`` and README print, such as
+    ``{"quantity": "aex", "density": "PBE", "part": "held-out", "count": 52, "mae": 1.3, "unit":
+    "kcal/mol"}``; ``"total"`` is in mHa.
     ``posterior`` names the arrays that error bars need. An existing file is replaced in one step:
     a full disk or a kill leaves the old one whole.
 
