@@ -3,8 +3,8 @@
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 _TARGET = "pyscf.dft.rks"
 
@@ -25,17 +25,38 @@ def install() -> None:
 def _patch() -> None:
     from pyscf.dft.rks import KohnShamDFT
 
-    from cider.plugins.pyscf.kohn_sham import FunctionalAttribute
-
     if not isinstance(KohnShamDFT.__dict__.get("xc"), FunctionalAttribute):
         KohnShamDFT.xc = FunctionalAttribute()
+
+
+class FunctionalAttribute:
+    """The attribute ``xc`` of every Kohn-Sham class of PySCF.
+
+    The value stays in the ``__dict__`` of the object, where PySCF's copies and conversions expect
+    it; what an assignment does is in ``kohn_sham``.
+    """
+
+    def __get__(self, mf: Any, owner: type | None = None) -> Any:
+        if mf is None:
+            return self
+        try:
+            return mf.__dict__["xc"]
+        except KeyError:
+            raise AttributeError("xc") from None
+
+    def __set__(self, mf: Any, xc: Any) -> None:
+        # Not before: it imports PySCF's modules, one of which is being imported when this class
+        # is put in place.
+        from cider.plugins.pyscf.kohn_sham import assign_functional
+
+        assign_functional(mf, xc)
 
 
 class _PatchingFinder(importlib.abc.MetaPathFinder):
     """Finds the one module with everybody else's finders, and patches it once it has run."""
 
     def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, name: str, path: Any, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if name != _TARGET:
             return None

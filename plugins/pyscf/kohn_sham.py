@@ -1,5 +1,6 @@
 """What changes in a PySCF Kohn-Sham object when its ``xc`` is a learned functional."""
 
+import os
 from typing import Any, NoReturn
 
 from pyscf import lib
@@ -9,34 +10,25 @@ from cider.exchange import LearnedExchange
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.libxc import check_libxc_terms
 from cider.plugins.pyscf.numint import CiderNumInt
+from cider.registry import registered_names
 
 AUXILIARY_BASIS_OF = "PBE"
 """Density fitting chooses the auxiliary basis by functional: no exact exchange here either."""
 
 
-class FunctionalAttribute:
-    """The attribute ``xc`` of every Kohn-Sham class of PySCF.
+def assign_functional(mf: Any, xc: Any) -> Any:
+    """Do what ``mf.xc = xc`` means, and return ``mf``.
 
-    The value stays in the ``__dict__`` of the object, where PySCF's copies and conversions expect
-    it. Assigning a ``CiderFunctional`` puts ``CiderKohnSham`` in front of the class of the object;
-    assigning anything else takes it away again and leaves plain PySCF.
+    A ``CiderFunctional`` puts ``CiderKohnSham`` in front of the class of the object; anything
+    else takes it away again and leaves plain PySCF.
     """
-
-    def __get__(self, mf: Any, owner: type | None = None) -> Any:
-        if mf is None:
-            return self
-        try:
-            return mf.__dict__["xc"]
-        except KeyError:
-            raise AttributeError("xc") from None
-
-    def __set__(self, mf: Any, value: Any) -> None:
-        if isinstance(value, CiderFunctional):
-            _attach(mf, value)
-        else:
-            _reject_lookalikes(value)
-            _detach(mf)
-        mf.__dict__["xc"] = value
+    if isinstance(xc, CiderFunctional):
+        _attach(mf, xc)
+    else:
+        _reject_lookalikes(xc)
+        _detach(mf)
+    mf.__dict__["xc"] = xc
+    return mf
 
 
 def _attach(mf: Any, functional: CiderFunctional) -> None:
@@ -57,10 +49,12 @@ def _detach(mf: Any) -> None:
 
 
 def _reject_lookalikes(value: Any) -> None:
-    if isinstance(value, LearnedExchange) or value is CiderFunctional:
+    """Refuse what was meant as a learned functional and PySCF would misread."""
+    by_name = isinstance(value, str) and value.lower() in registered_names()
+    if by_name or isinstance(value, LearnedExchange | os.PathLike) or value is CiderFunctional:
         raise TypeError(
-            f"mf.xc cannot be {value if isinstance(value, type) else type(value).__name__}: "
-            "wrap it, as in mf.xc = CiderFunctional('x-nldf', correlation='GGA_C_PBE')"
+            f"mf.xc = {value!r} is not what PySCF runs: wrap it, as in "
+            "mf.xc = CiderFunctional('x-nldf', correlation='GGA_C_PBE')"
         )
 
 
@@ -156,7 +150,7 @@ class CiderKohnSham:
         # The class of this object was made at run time; pickle finds only PySCF's own by name.
         plain = self.copy()
         plain.xc = ""
-        return _assign_functional, (plain, self.xc)
+        return assign_functional, (plain, self.xc)
 
     nuc_grad_method = Gradients = _not_yet("nuclear gradients are")
     Hessian = _not_yet("nuclear Hessians are")
@@ -170,8 +164,3 @@ class CiderKohnSham:
     to_gpu = _not_yet("gpu4pyscf is")
     multigrid_numint = _not_yet("multigrid integration is")
     define_xc_ = _not_yet("a user-defined libxc combination is")
-
-
-def _assign_functional(mf: Any, functional: CiderFunctional) -> Any:
-    mf.xc = functional
-    return mf

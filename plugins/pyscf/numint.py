@@ -9,10 +9,11 @@ from pyscf import lib
 from pyscf.dft import numint
 
 from cider.density import Density
-from cider.features.convolution import DirectConvolution, GaussianConvolution
+from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.atomic_orbitals import AOBlocks
+from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.libxc import LibxcWithCider, libxc_energy_and_potential, needs_tau
 
 NEGATIVE_CHARGE_LIMIT = 1e-2
@@ -45,6 +46,19 @@ class CiderNumInt(numint.NumInt):
             f"a CiderFunctional takes its remainder from libxc, not from {library}: "
             "assign a string to mf.xc before choosing another library"
         )
+
+    @property
+    def omega(self) -> None:
+        """No range separation."""
+        return None
+
+    @omega.setter
+    def omega(self, omega: float | None) -> None:
+        if omega is not None:
+            raise NotImplementedError(
+                f"range separation (omega={omega}) is not available with a learned functional: "
+                "assign a string to mf.xc first"
+            )
 
     def reset(self, mol: Any = None) -> "CiderNumInt":
         """Forget the convolution of the last grid."""
@@ -209,18 +223,8 @@ class CiderNumInt(numint.NumInt):
         key = _fingerprint(mol, grids, nldf)
         if self._convolution is None or self._convolution[0] != key:
             self._convolution = None  # before the new one takes its memory
-            self._convolution = (key, _build_convolution(mol, grids, nldf))
+            self._convolution = (key, becke_convolution(mol, grids, nldf))
         return self._convolution[1]
-
-
-def _build_convolution(mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
-    try:
-        from cider.plugins.pyscf.grids import becke_convolution
-    except ModuleNotFoundError:
-        return DirectConvolution(
-            grids.coords, grids.weights, nldf.source_ladder.exponents, nldf.target_ladder.exponents
-        )
-    return becke_convolution(mol, grids, nldf)
 
 
 def _fingerprint(mol: Any, grids: Any, nldf: Nldf) -> str:
@@ -241,8 +245,9 @@ def _check_density_matrix(mol: Any, dm: Any) -> None:
     dm = np.asarray(dm)
     if np.iscomplexobj(dm) or dm.shape[-1] != mol.nao:
         raise NotImplementedError(
-            f"a learned functional needs real density matrices over {mol.nao} orbitals, not "
-            f"{dm.dtype} of shape {dm.shape}: GKS, DKS and complex orbitals are not available yet"
+            f"a learned functional needs real density matrices over the {mol.nao} orbitals of the "
+            f"molecule, not {dm.dtype} of shape {dm.shape}: GKS, DKS and complex orbitals are not "
+            "available yet, and the orbitals of another molecule or basis must be projected first"
         )
     if not np.isfinite(dm).all():
         raise ValueError(

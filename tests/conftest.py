@@ -1,0 +1,25 @@
+"""All tests run with array shapes and types checked at run time, and no silent broadcasting."""
+
+import os
+
+# Molecules of the tests are tiny: threads only wait for each other. Before OpenMP is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import jax
+import jaxtyping
+
+# Before the first import of cider: it only sees modules that are imported later.
+jaxtyping.install_import_hook("cider", "type_checker.check")
+
+import pytest  # noqa: E402
+from toy_functionals import toy_exchange, toy_nldf  # noqa: E402
+
+from cider import CiderFunctional  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def toy_functional() -> CiderFunctional:
+    """Meta-GGA and nonlocal features, with made-up weights and a libxc correlation."""
+    return CiderFunctional(toy_exchange("MGGA", toy_nldf()), correlation="GGA_C_PBE")
