@@ -1,0 +1,88 @@
+"""The Gaussian convolution on PySCF's Becke grids."""
+
+from typing import Any
+
+import numpy as np
+from pyscf.dft import gen_grid
+from scipy.spatial import cKDTree
+
+from cider.features.atom_centred import (
+    AngularGrid,
+    AtomCentredConvolution,
+    AtomicGrid,
+    atom_centred_convolution,
+)
+from cider.features.nldf import Nldf
+
+_DIRECTION_TOLERANCE = 1e-6
+"""Distance on the unit sphere within which a grid point is taken for a Lebedev direction."""
+
+
+def becke_convolution(mol: Any, grids: Any, nldf: Nldf) -> AtomCentredConvolution:
+    """The convolution that ``nldf`` needs on the built ``grids`` of a PySCF molecule.
+
+    Pruned points (by radius or by density) are left out of the quadrature as they are in PySCF's
+    own sums. Raises ``ValueError`` for grids that are not made of atomic shells.
+    """
+    atoms = atomic_grids(mol, grids)
+    return atom_centred_convolution(
+        np.asarray(grids.coords),
+        np.asarray(grids.quadrature_weights),
+        atoms,
+        nldf.source_ladder.exponents,
+        nldf.target_ladder.exponents,
+    )
+
+
+def atomic_grids(mol: Any, grids: Any) -> list[AtomicGrid]:
+    """The shells of each atom that has grid points."""
+    owner = getattr(grids, "atm_idx", None)
+    if owner is None or getattr(grids, "quadrature_weights", None) is None:
+        raise ValueError(
+            "nonlocal density features need PySCF's atom-centred grids, built by grids.build(): "
+            f"{type(grids).__name__} has no atm_idx and quadrature_weights"
+        )
+    angular = {
+        size: AngularGrid(gen_grid.MakeAngularGrid(size)[:, :3].copy(), degree)
+        for degree, size in gen_grid.LEBEDEV_ORDER.items()
+        if size > 1
+    }
+    return [
+        _atomic_grid(mol, atom, grids.coords, np.flatnonzero(owner == atom), angular)
+        for atom in range(mol.natm)
+        if np.any(owner == atom)
+    ]
+
+
+def _atomic_grid(
+    mol: Any, atom: int, coords: np.ndarray, members: np.ndarray, angular: dict[int, AngularGrid]
+) -> AtomicGrid:
+    center = mol.atom_coord(atom)
+    offset = coords[members] - center
+    distance = np.linalg.norm(offset, axis=1)
+    order = np.argsort(distance, kind="stable")
+    # Neighbouring shells differ by per cents, points of one shell by rounding.
+    new_shell = np.diff(distance[order], prepend=-1.0) > 1e-5 * distance[order] + 1e-9
+    shells = np.split(order, np.flatnonzero(new_shell)[1:])
+    sizes = np.array(sorted(angular))
+    chosen, points = [], []
+    for shell in shells:
+        # A shell with points pruned by density belongs to the next larger set that contains it.
+        for size in sizes[np.searchsorted(sizes, len(shell)) :]:
+            grid = angular[size]
+            unit = offset[shell] / distance[shell][:, None]
+            gap, direction = cKDTree(grid.directions).query(unit)
+            if gap.max() < _DIRECTION_TOLERANCE:
+                break
+        else:
+            raise ValueError(
+                f"the grid of atom {atom} ({mol.atom_symbol(atom)}) is not made of Lebedev shells: "
+                "nonlocal density features need PySCF's own atomic grids"
+            )
+        index = np.full(size, -1)
+        index[direction] = members[shell]
+        chosen.append(grid)
+        points.append(index)
+    radii = np.array([distance[shell].mean() for shell in shells])
+    species = (mol.atom_symbol(atom), tuple(np.round(radii, 6)), tuple(g.degree for g in chosen))
+    return AtomicGrid(species, center, radii, tuple(chosen), tuple(points))
