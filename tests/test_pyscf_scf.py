@@ -85,13 +85,13 @@ def test_exchange_alone():
 
 
 def test_density_fitting_before_and_after_assignment():
-    mol = molecule(H2)
+    mol = molecule(H2, basis="def2-svp")
     fitted = {}
     for name, xc in {"pyscf": "PBE", "cider": ZERO}.items():
         after = dft.RKS(mol, xc=xc).density_fit()
         before = dft.RKS(mol).density_fit()
         before.xc = xc
-        function = scf.density_fit(dft.RKS(mol, xc=xc), auxbasis="weigend")
+        function = scf.density_fit(dft.RKS(mol, xc=xc))
         unrestricted = dft.UKS(mol, xc=xc).density_fit(auxbasis="weigend")
         for mf in (after, before, function, unrestricted):
             mf.grids.level = 0

@@ -97,6 +97,14 @@ def test_ways_around_the_methods_end_in_an_error_too(converged, name, method):
         AROUND[name](converged[method])
 
 
+def test_density_fitting_in_front_of_it_gets_no_further(converged):
+    """The function, unlike the method, leaves its own gradients in front of ours."""
+    mf = scf.density_fit(converged[dft.RKS]).run()
+    for method in (mf.nuc_grad_method, mf.Hessian, mf.TDA):
+        with pytest.raises(NotImplementedError, match=NAMED):
+            method().kernel()
+
+
 def test_other_kinds_of_kohn_sham():
     mol = gto.M(atom="He 0 0 0", basis="6-31g", verbose=0)
     message = f"{NAMED}.*RKS, UKS and ROKS"

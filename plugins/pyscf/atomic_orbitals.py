@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 from pyscf import lib
 from pyscf.dft import numint
 
-KEPT_FRACTION = 0.3
+KEPT_FRACTION = 0.2
 """Share of the memory limit that kept orbitals may take; the rest is evaluated a second time."""
 
 _COMPONENTS = 4  # value and gradient

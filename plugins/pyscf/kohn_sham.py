@@ -8,7 +8,7 @@ from pyscf.dft.numint import NumInt
 
 from cider.exchange import LearnedExchange
 from cider.functional import CiderFunctional
-from cider.plugins.pyscf.libxc import check_libxc_terms
+from cider.plugins.pyscf.libxc import answer_for_density_fitting, check_libxc_terms
 from cider.plugins.pyscf.numint import CiderNumInt
 from cider.registry import registered_names
 
@@ -36,6 +36,7 @@ def _attach(mf: Any, functional: CiderFunctional) -> None:
     _require_molecular(mf, functional)
     if isinstance(mf, CiderKohnSham):
         return
+    answer_for_density_fitting()
     if "_numint" in mf.__dict__:
         _require_plain_numint(mf.__dict__["_numint"], functional)
     lib.set_class(mf, (CiderKohnSham, mf.__class__))

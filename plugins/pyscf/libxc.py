@@ -61,6 +61,22 @@ def libxc_energy_and_potential(
     return energy, potential
 
 
+_is_hybrid_xc = libxc.is_hybrid_xc
+
+
+def is_hybrid_xc(xc_code: Any) -> bool:
+    """As in libxc; a learned functional needs no exact exchange."""
+    return False if isinstance(xc_code, CiderFunctional) else _is_hybrid_xc(xc_code)
+
+
+def answer_for_density_fitting() -> None:
+    """Put ``is_hybrid_xc`` in place of libxc's own.
+
+    ``pyscf.df.density_fit(mf)`` asks the module, not ``mf``, when it chooses an auxiliary basis.
+    """
+    libxc.is_hybrid_xc = is_hybrid_xc
+
+
 class LibxcWithCider:
     """The module ``pyscf.dft.libxc``, whose functions also take a ``CiderFunctional``.
 
