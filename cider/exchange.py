@@ -57,7 +57,7 @@ class Descriptors(eqx.Module):
                 "compute a meta-GGA density or choose a GGA-level functional"
             )
         semilocal = [bounded_gradient(rho, sigma)]
-        if self.level == "MGGA":
+        if self.level == "MGGA" and tau is not None:  # checked above; said for the type checker
             semilocal.append(bounded_isoorbital(rho, sigma, tau))
         if self.nldf is None:
             return jnp.stack(semilocal), jnp.zeros((0, rho.shape[0]))
@@ -65,7 +65,8 @@ class Descriptors(eqx.Module):
             raise ValueError("nonlocal density features need the convolution of their grid")
         fields = convolution(self.nldf.sources(rho, sigma, tau))
         features = self.nldf.features(rho, sigma, tau, fields)
-        return jnp.stack(semilocal), bounded_ratio(features, self.nldf.ueg[:, None])
+        reference = jnp.asarray(self.nldf.ueg)[:, None]
+        return jnp.stack(semilocal), bounded_ratio(features, reference)
 
 
 class LearnedExchange(eqx.Module):

@@ -5,11 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cider.conventions import AnyArray
-
 
 def bounded_ratio(
-    feature: Float[Array, "*#shape"], reference: Float[AnyArray, "*#shape"]
+    feature: Float[Array, "*#shape"], reference: Float[Array, "*#shape"]
 ) -> Float[Array, "*#shape"]:
     r"""A positive feature beside its reference, mapped to [-1, 1).
 

@@ -56,14 +56,14 @@ class DirectConvolution(GaussianConvolution):
     block: int = eqx.field(static=True, default=256)
 
     def apply(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
-        return self._convolve(
-            self.weights[:, None] * sources, self.source_exponents, self.target_exponents
-        )
+        return self._convolve(self._weights * sources, self.source_exponents, self.target_exponents)
 
     def transpose(self, fields: Float[Array, "grid target"]) -> Float[Array, "grid source"]:
-        return self.weights[:, None] * self._convolve(
-            fields, self.target_exponents, self.source_exponents
-        )
+        return self._weights * self._convolve(fields, self.target_exponents, self.source_exponents)
+
+    @property
+    def _weights(self) -> Float[Array, "grid 1"]:
+        return jnp.asarray(self.weights)[:, None]
 
     def _convolve(
         self,
@@ -71,10 +71,12 @@ class DirectConvolution(GaussianConvolution):
         exponents_in: Float[AnyArray, " in"],
         exponents_out: Float[AnyArray, " out"],
     ) -> Float[Array, "grid out"]:
+        beta_in, beta_out = jnp.asarray(exponents_in), jnp.asarray(exponents_out)
+
         def field_at(point: Float[Array, " xyz"]) -> Float[Array, " out"]:
             distance_squared = jnp.sum((self.coords - point[None]) ** 2, axis=1)
             # exp(-(a + b) u^2) factorises at fixed u.
-            source_sum = jnp.sum(jnp.exp(-jnp.outer(distance_squared, exponents_in)) * charges, 1)
-            return source_sum @ jnp.exp(-jnp.outer(distance_squared, exponents_out))
+            source_sum = jnp.sum(jnp.exp(-jnp.outer(distance_squared, beta_in)) * charges, 1)
+            return source_sum @ jnp.exp(-jnp.outer(distance_squared, beta_out))
 
         return jax.lax.map(field_at, self.coords, batch_size=self.block)

@@ -165,8 +165,9 @@ class CiderNumInt(numint.NumInt):
         """Energy, and its derivative by rho, grad rho and tau at each point."""
         _check_density(rho, grids.weights)
         convolution = None
-        if functional.is_nonlocal:
-            convolution = self._convolution_of(mol, grids, functional.exchange.descriptors.nldf)
+        nldf = functional.exchange.descriptors.nldf
+        if nldf is not None:
+            convolution = self._convolution_of(mol, grids, nldf)
         tau = rho[:, 4] if functional.needs_tau else None
         learned, by_density = functional.learned_energy_and_potential(
             Density(rho[:, 0], rho[:, 1:4], tau), grids.weights, convolution
@@ -237,7 +238,7 @@ def _fingerprint(mol: Any, grids: Any, nldf: Nldf) -> str:
         nldf.source_ladder.exponents,
         nldf.target_ladder.exponents,
     ):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
