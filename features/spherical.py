@@ -27,7 +27,7 @@ def real_spherical_harmonics(
         previous: tuple[Array, Array], row: tuple[Array, Array, Array]
     ) -> tuple[tuple[Array, Array], Array]:
         a, b, d = (c[:, None] for c in row)
-        current = a * (z * previous[0] - b * previous[1]) + d
+        current = a * (z[None] * previous[0] - b * previous[1]) + d
         return (current, previous[0]), current
 
     _, azimuths = jax.lax.scan(azimuth, (jnp.ones_like(x), jnp.zeros_like(x)), None, lmax + 1)
