@@ -40,3 +40,8 @@ class Density(eqx.Module):
         factor = self.num_spins
         tau = None if self.tau is None else factor * self.tau
         return Density(factor * self.rho, factor * self.grad_rho, tau)
+
+    def of_spin(self, spin: int) -> "Density":
+        """The density of one spin alone, with a spin axis of length 1."""
+        tau = None if self.tau is None else self.tau[spin : spin + 1]
+        return Density(self.rho[spin : spin + 1], self.grad_rho[spin : spin + 1], tau)

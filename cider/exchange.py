@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from cider.baselines import BASELINES
-from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR
+from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, AnyArray
 from cider.density import Density
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
@@ -48,9 +48,12 @@ class Descriptors(eqx.Module):
         rho: Float[Array, " grid"],
         sigma: Float[Array, " grid"],
         tau: Float[Array, " grid"] | None,
-        convolution: GaussianConvolution | None,
+        fields: Float[AnyArray, "grid target"] | None,
     ) -> tuple[Float[Array, "semilocal grid"], Float[Array, "nonlocal grid"]]:
-        """Bounded semilocal and nonlocal descriptors; ``rho`` at least the density cutoff."""
+        """Bounded semilocal and nonlocal descriptors of points; ``rho`` at least the cutoff.
+
+        ``fields`` are what the convolution of the grid makes of ``sources``.
+        """
         if self.needs_tau and tau is None:
             raise ValueError(
                 f"the descriptors {', '.join(self.names)} need tau but the density has none; "
@@ -61,9 +64,8 @@ class Descriptors(eqx.Module):
             semilocal.append(bounded_isoorbital(rho, sigma, tau))
         if self.nldf is None:
             return jnp.stack(semilocal), jnp.zeros((0, rho.shape[0]))
-        if convolution is None:
-            raise ValueError("nonlocal density features need the convolution of their grid")
-        fields = convolution(self.nldf.sources(rho, sigma, tau))
+        if fields is None:
+            raise ValueError("nonlocal density features need the fields of their sources")
         features = self.nldf.features(rho, sigma, tau, fields)
         reference = jnp.asarray(self.nldf.ueg)[:, None]
         return jnp.stack(semilocal), bounded_ratio(features, reference)
@@ -86,28 +88,47 @@ class LearnedExchange(eqx.Module):
         if self.baseline not in BASELINES:
             raise ValueError(f"unknown baseline {self.baseline!r}: one of {', '.join(BASELINES)}")
 
+    def sources(self, density: Density) -> Float[Array, "grid source"]:
+        """Sources of the nonlocal features of one spin-scaled density (spin axis of length 1)."""
+        if self.descriptors.nldf is None:
+            raise ValueError(f"{self.name} is semilocal: it has no sources")
+        return self.descriptors.nldf.sources(*safe_ingredients(density, 0))
+
+    def energy_density(
+        self, density: Density, fields: Float[AnyArray, "grid target"] | None
+    ) -> Float[Array, " grid"]:
+        """Exchange energy (Ha per bohr^3) of one spin-scaled density (spin axis of length 1).
+
+        Zero below the density cutoff. ``fields`` are the convolution of ``sources``.
+        """
+        rho, sigma, tau = safe_ingredients(density, 0)
+        inputs = self.transform(*self.descriptors(rho, sigma, tau, fields))
+        enhancement = BASELINES[self.baseline](rho, sigma) + self.model(inputs)
+        occupied = density.rho[0] > DENSITY_CUTOFF
+        return jnp.where(occupied, LDA_EXCHANGE_PREFACTOR * rho ** (4 / 3) * enhancement, 0.0)
+
     def energy(
         self,
         density: Density,
-        weights: Float[Array, " grid"],
+        weights: Float[AnyArray, " grid"],
         convolution: GaussianConvolution | None = None,
     ) -> Float[Array, ""]:
-        """Exchange energy in Ha. ``convolution`` is that of the grid, for nonlocal features."""
-        scaled = density.spin_scaled()
-        energies = [
-            jnp.sum(weights * self._energy_density(scaled, spin, convolution))
-            for spin in range(density.num_spins)
-        ]
-        return sum(energies, jnp.zeros(())) / density.num_spins
+        """Exchange energy in Ha, as one differentiable program.
 
-    def _energy_density(
-        self, scaled: Density, spin: int, convolution: GaussianConvolution | None
-    ) -> Float[Array, " grid"]:
-        occupied = scaled.rho[spin] > DENSITY_CUTOFF
-        rho, sigma, tau = safe_ingredients(scaled, spin)
-        inputs = self.transform(*self.descriptors(rho, sigma, tau, convolution))
-        enhancement = BASELINES[self.baseline](rho, sigma) + self.model(inputs)
-        return jnp.where(occupied, LDA_EXCHANGE_PREFACTOR * rho ** (4 / 3) * enhancement, 0.0)
+        ``convolution`` is that of the grid, for nonlocal features. ``evaluation`` computes the
+        same in stages, with bounded memory.
+        """
+        scaled = density.spin_scaled()
+        total = jnp.zeros(())
+        for spin in range(density.num_spins):
+            own = scaled.of_spin(spin)
+            fields = None
+            if self.descriptors.nldf is not None:
+                if convolution is None:
+                    raise ValueError(f"{self.name} needs the convolution of the grid")
+                fields = convolution(self.sources(own))
+            total = total + jnp.sum(weights * self.energy_density(own, fields))
+        return total / density.num_spins
 
 
 def safe_ingredients(

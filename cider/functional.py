@@ -1,16 +1,13 @@
 """The functional that users hand to a host program."""
 
 import os
-from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from cider.conventions import AnyArray, float64
 from cider.density import Density
+from cider.evaluation import energy_and_potential
 from cider.exchange import LearnedExchange
 from cider.features.convolution import GaussianConvolution
 from cider.registry import resolve
@@ -134,24 +131,7 @@ class CiderFunctional(eqx.Module):
         The derivative is that of the grid sum: it contains the quadrature weights, and what the
         nonlocal features of all points say of each.
         """
-        energy, potential = _energy_and_potential(
-            self.exchange, jnp.asarray(self.x_mix), density, jnp.asarray(weights), convolution
-        )
-        return float(energy), jax.tree.map(np.asarray, potential)
+        return energy_and_potential(self.exchange, self.x_mix, density, weights, convolution)
 
     def __repr__(self) -> str:
         return f"CiderFunctional({self.name})"
-
-
-@eqx.filter_jit
-def _energy_and_potential(
-    exchange: LearnedExchange,
-    x_mix: Float[Array, ""],
-    density: Density,
-    weights: Float[Array, " grid"],
-    convolution: GaussianConvolution | None,
-) -> tuple[Any, Density]:
-    def energy(density: Density) -> Any:
-        return x_mix * exchange.energy(density, weights, convolution)
-
-    return eqx.filter_value_and_grad(energy)(density)

@@ -3,14 +3,16 @@ r"""The Gaussian convolution on atom-centred grids of molecules.
 The sources are divided among the atoms by a partition of unity and expanded about each in
 spherical harmonics on its radial shells. A Gaussian acts on each harmonic by a radial kernel, so
 that the fields of an atom are known on its own shells and, for the points of other atoms, as
-Chebyshev polynomials on panels of the radius. Every step is linear: ``transpose`` calls the same
-three steps (angular, radial, panels) backwards.
+Chebyshev polynomials on panels of the radius. Every step is linear; the transpose takes them in
+reverse. All channels share the kernels of one ladder: :math:`e^{-(\alpha+\beta)u^2}` is itself
+expanded in Gaussians :math:`e^{-\gamma u^2}`, of finer ratio.
 
-All channels share the kernels of one ladder: :math:`e^{-(\alpha+\beta)u^2}` is itself expanded in
-Gaussians :math:`e^{-\gamma u^2}`, of finer ratio.
+One atom is worked on after the other, and its points for other atoms in batches of equal size:
+memory stays small, and what is compiled depends on the kinds of atoms, not on the molecule.
 """
 
-from collections.abc import Hashable, Sequence
+import functools
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -40,7 +42,10 @@ PANEL_DEGREE = 6
 """Number of Chebyshev polynomials per panel."""
 
 TILE = 512
-"""Grid points of one panel that are evaluated together."""
+"""Grid points of one panel, which share a matrix product."""
+
+BATCH = 8
+"""Tiles that are evaluated in one call."""
 
 LARGEST_OFFSITE_EXPONENT = 200.0
 """Largest exponent (bohr^-2) of the fields at the points of other atoms.
@@ -101,243 +106,106 @@ def partition_of_unity(
 
 
 class _AngularGroup(eqx.Module):
-    """All shells, of whatever atom, that share their directions."""
+    """Shells of an atom that share their directions: where they and their points are."""
 
-    points: Int[Array, "shell angle"]
+    shells: Int[np.ndarray, " shell"]
+    points: Int[np.ndarray, "shell angle"]
     harmonics: Float[Array, "lm angle"]
 
 
 class _Species(eqx.Module):
-    """Atoms with equal shells: which kernels act on their harmonics.
+    """What atoms with equal shells have in common: harmonics and radial kernels.
 
-    ``shells[l]`` are the shells whose quadrature resolves degree 2l; ``unpack[l]`` puts them back
-    among all shells, with one more index for zero.
+    ``resolved[l]`` are the shells whose quadrature resolves degree 2l, ``restore[l]`` where each
+    shell is among them (one past the end: nowhere). Kernels are Gaussians between shells, and
+    from shells to the Chebyshev coefficients of each zone's panels (``node``).
     """
 
-    start: int = eqx.field(static=True)
-    num_atoms: int = eqx.field(static=True)
-    num_shells: int = eqx.field(static=True)
-    shells: tuple[Int[Array, " resolved"], ...]
-    unpack: tuple[Int[Array, " shell"], ...]
-    onsite_kernels: tuple[Float[Array, "gamma resolved resolved"], ...]
-    zone_kernels: tuple[tuple[Float[Array, "gamma node resolved"], ...], ...]
-
-    def moments(self, moments: Float[Array, "shell lm c"], lmax: int) -> list[Array]:
-        """Per l, the moments of these atoms as (resolved, atom m, c)."""
-        own = moments[self.start : self.start + self.num_atoms * self.num_shells]
-        own = own.reshape(self.num_atoms, self.num_shells, *own.shape[1:]).transpose(1, 0, 2, 3)
-        return [_merge(own[self.shells[l]][:, :, l * l : (l + 1) ** 2], 1) for l in range(lmax + 1)]
-
-    def on_shells(self, by_l: list[Array], size: int) -> Float[Array, "shell lm c"]:
-        """The inverse of ``moments``, with zeros where a shell does not resolve an l."""
-        parts = []
-        for l, part in enumerate(by_l):
-            split = part.reshape(part.shape[0], self.num_atoms, 2 * l + 1, part.shape[-1])
-            padded = jnp.pad(split, ((0, 1), (0, 0), (0, 0), (0, 0)))
-            parts.append(padded[self.unpack[l]])
-        stacked = jnp.concatenate(parts, axis=2).transpose(1, 0, 2, 3)
-        return jnp.pad(_merge(stacked, 0), ((0, 0), (0, size - stacked.shape[2]), (0, 0)))
-
-
-class _Zone(eqx.Module):
-    """Points of other atoms in a range of distances, in tiles of one radial panel.
-
-    ``slots`` says where among all tile points of an atom a grid point is; one more for nowhere.
-    """
-
-    points: Int[Array, "atom tile point"]
-    panels: Int[Array, "atom tile"]
-    slots: Int[Array, "atom grid"]
-    edges: tuple[float, ...] = eqx.field(static=True)
-    lmax: int = eqx.field(static=True)
-
-    def evaluate(
-        self,
-        coords: Float[Array, "grid xyz"],
-        centers: Float[Array, "atom xyz"],
-        coefficients: Float[Array, "atom node lm c"],
-    ) -> Float[Array, "grid c"]:
-        """Fields at the grid points from the Chebyshev coefficients of all atoms."""
-        num_atoms, _, size, count = coefficients.shape
-        matrices = coefficients.reshape(num_atoms, -1, PANEL_DEGREE, size, count)
-        matrices = matrices.transpose(0, 1, 3, 2, 4).reshape(
-            num_atoms, -1, size, PANEL_DEGREE * count
-        )
-
-        def add_atom(total: Array, atom: tuple[Array, ...]) -> tuple[Array, None]:
-            center, own, points, panels, slots = atom
-
-            def fields_of(tile: tuple[Array, Array]) -> Array:
-                harmonics, polynomials = self._functions(coords, center, *tile)
-                values = (harmonics.T @ own[tile[1]]).reshape(TILE, PANEL_DEGREE, count)
-                # Unrolled: a fused reduction over the degree was five times slower.
-                terms = [polynomials[k][:, None] * values[:, k] for k in range(PANEL_DEGREE)]
-                return sum(terms[1:], terms[0])
-
-            tiles = jax.lax.map(fields_of, (points, panels)).reshape(-1, count)
-            return total + jnp.pad(tiles, ((0, 1), (0, 0)))[slots], None
-
-        atoms = (centers, matrices, self.points, self.panels, self.slots)
-        return jax.lax.scan(add_atom, jnp.zeros((coords.shape[0], count)), atoms)[0]
-
-    def evaluate_transpose(
-        self,
-        coords: Float[Array, "grid xyz"],
-        centers: Float[Array, "atom xyz"],
-        fields: Float[Array, "grid c"],
-    ) -> Float[Array, "atom node lm c"]:
-        """The transpose of ``evaluate``."""
-        padded = jnp.pad(fields, ((0, 1), (0, 0)))
-        num_panels, size, count = len(self.edges) - 1, (self.lmax + 1) ** 2, fields.shape[1]
-
-        def matrices_of(atom: tuple[Array, ...]) -> Array:
-            center, points, panels = atom
-
-            def add_tile(total: Array, tile: tuple[Array, Array]) -> tuple[Array, None]:
-                harmonics, polynomials = self._functions(coords, center, *tile)
-                values = padded[tile[0]]
-                columns = jnp.concatenate([p[:, None] * values for p in polynomials], axis=1)
-                return total.at[tile[1]].add(harmonics @ columns), None
-
-            zero = jnp.zeros((num_panels, size, PANEL_DEGREE * count))
-            return jax.lax.scan(add_tile, zero, (points, panels))[0]
-
-        matrices = jax.lax.map(matrices_of, (centers, self.points, self.panels))
-        split = matrices.reshape(-1, num_panels, size, PANEL_DEGREE, count)
-        return split.transpose(0, 1, 3, 2, 4).reshape(-1, num_panels * PANEL_DEGREE, size, count)
-
-    def _functions(
-        self,
-        coords: Float[Array, "grid xyz"],
-        center: Float[Array, " xyz"],
-        points: Int[Array, " point"],
-        panel: Int[Array, ""],
-    ) -> tuple[Float[Array, "lm point"], list[Float[Array, " point"]]]:
-        """Harmonics and radial Chebyshev polynomials at the points of one tile."""
-        offset = jnp.take(coords, points, axis=0, mode="clip") - center
-        distance = jnp.sqrt(jnp.sum(offset**2, axis=1) + 1e-30)
-        edges = jnp.asarray(self.edges)
-        low, high = edges[panel], edges[panel + 1]
-        # Points that fill up a tile may lie elsewhere.
-        x = jnp.clip((2 * distance - low - high) / (high - low), -1, 1)
-        polynomials = [jnp.ones_like(x), x]
-        for _ in range(2, PANEL_DEGREE):
-            polynomials.append(2 * x * polynomials[-1] - polynomials[-2])
-        return real_spherical_harmonics(offset / distance[:, None], self.lmax), polynomials
-
-
-class AtomCentredConvolution(GaussianConvolution):
-    """``GaussianConvolution`` of a molecule; built by ``atom_centred_convolution``."""
-
-    volumes: Float[Array, " grid"]
     groups: tuple[_AngularGroup, ...]
-    slot_of_point: Int[Array, " grid"]
-    order_of_shells: Int[Array, " shell"]
-    species: tuple[_Species, ...]
-    zones: tuple[_Zone, ...]
+    point_of_group: Int[np.ndarray, " point"]
+    shell_of_group: Int[np.ndarray, " shell"]
+    resolved: tuple[Int[np.ndarray, " _"], ...]
+    restore: tuple[Int[np.ndarray, " shell"], ...]
+    onsite_kernels: tuple[Float[Array, "gamma _ _"], ...]
+    zone_kernels: tuple[tuple[Float[Array, "gamma node _"], ...], ...]
     mixing: Float[Array, "gamma source target"]
     offsite_mixing: Float[Array, "gamma source target"]
-    coords: Float[Array, "grid xyz"]
-    centers: Float[Array, "atom xyz"]
-    lmax: int = eqx.field(static=True)
 
-    def apply(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
-        moments = self._project(self.volumes[:, None] * sources)
-        fields = self._expand(self._mix_onsite(moments, self.mixing))
-        for index, zone in enumerate(self.zones):
-            coefficients = self._mix_to_zone(index, moments)
-            far = zone.evaluate(self.coords, self.centers, coefficients)
-            fields = fields.at[:, : far.shape[1]].add(far)
-        return fields
+    @property
+    def lmax(self) -> int:
+        return len(self.resolved) - 1
 
-    def transpose(self, fields: Float[Array, "grid target"]) -> Float[Array, "grid source"]:
-        moments = self._mix_onsite(self._project(fields), self.mixing.transpose(0, 2, 1))
-        far = fields[:, : self.offsite_mixing.shape[2]]
-        for index, zone in enumerate(self.zones):
-            coefficients = zone.evaluate_transpose(self.coords, self.centers, far)
-            moments = moments + self._mix_to_zone_transpose(index, coefficients)
-        return self.volumes[:, None] * self._expand(moments)
-
-    # Angular step: between points and harmonics on shells. Shells run over species, atoms, radii.
-
-    def _project(self, values: Float[Array, "grid c"]) -> Float[Array, "shell lm c"]:
-        padded = jnp.pad(values, ((0, 1), (0, 0)))
-        size = (self.lmax + 1) ** 2
+    def project(self, values: Float[Array, "point c"]) -> list[Float[Array, "_ _ c"]]:
+        """Moments of the values at the atom's points, per l."""
         parts = []
         for group in self.groups:
-            part = jnp.einsum("ma,sac->smc", group.harmonics, padded[group.points])
-            parts.append(jnp.pad(part, ((0, 0), (0, size - part.shape[1]), (0, 0))))
-        return jnp.concatenate(parts)[self.order_of_shells]
+            part = jnp.einsum("ma,sac->smc", group.harmonics, values[group.points])
+            missing = (self.lmax + 1) ** 2 - part.shape[1]
+            parts.append(jnp.pad(part, ((0, 0), (0, missing), (0, 0))))
+        moments = jnp.concatenate(parts)[self.shell_of_group]
+        return [moments[self.resolved[l], l * l : (l + 1) ** 2] for l in range(self.lmax + 1)]
 
-    def _expand(self, harmonics: Float[Array, "shell lm c"]) -> Float[Array, "grid c"]:
-        grouped = harmonics[jnp.argsort(self.order_of_shells)]
-        parts, start = [], 0
+    def expand(self, moments: Sequence[Float[Array, "_ _ c"]]) -> Float[Array, "point c"]:
+        """The transpose of ``project``: sums of harmonics at the atom's points."""
+        every = [
+            jnp.pad(part, ((0, 1), (0, 0), (0, 0)))[restore]
+            for part, restore in zip(moments, self.restore, strict=True)
+        ]
+        stacked = jnp.concatenate(every, axis=1)
+        parts = []
         for group in self.groups:
-            stop = start + group.points.shape[0]
-            own = grouped[start:stop, : group.harmonics.shape[0]]
-            parts.append(_merge(jnp.einsum("ma,smc->sac", group.harmonics, own), 0))
-            start = stop
-        parts.append(jnp.zeros_like(parts[0][:1]))
-        return jnp.concatenate(parts)[self.slot_of_point]
+            own = stacked[group.shells, : group.harmonics.shape[0]]
+            values = jnp.einsum("ma,smc->sac", group.harmonics, own)
+            parts.append(values.reshape(-1, values.shape[2]))
+        return jnp.concatenate(parts)[self.point_of_group]
 
-    # Radial step: Gaussians between shells, and from shells to panels.
+    @eqx.filter_jit
+    def fields(
+        self, charges: Float[Array, "point source"]
+    ) -> tuple[Float[Array, "point target"], list[Float[Array, "_ _ column"]]]:
+        """Fields at the atom's own points, and the panel matrices of each zone."""
+        moments = self.project(charges)
+        own = self.expand(_mix(self.onsite_kernels, self.mixing, moments))
+        zones = []
+        for kernels in self.zone_kernels:
+            by_l = _mix(kernels, self.offsite_mixing, moments[: len(kernels)])
+            nodes = jnp.concatenate(by_l, axis=1)
+            panels = nodes.reshape(-1, PANEL_DEGREE, *nodes.shape[1:]).transpose(0, 2, 1, 3)
+            zones.append(panels.reshape(*panels.shape[:2], -1))
+        return own, zones
 
-    def _mix_onsite(
-        self, moments: Float[Array, "shell lm in"], mixing: Float[Array, "gamma in out"]
-    ) -> Float[Array, "shell lm out"]:
-        parts = []
-        for species in self.species:
-            mixed = _mix(species.onsite_kernels, mixing, species.moments(moments, self.lmax))
-            parts.append(species.on_shells(mixed, (self.lmax + 1) ** 2))
-        return jnp.concatenate(parts)
-
-    def _mix_to_zone(
-        self, zone: int, moments: Float[Array, "shell lm source"]
-    ) -> Float[Array, "atom node lm target"]:
-        parts = []
-        lmax = self.zones[zone].lmax
-        for species in self.species:
-            kernels = species.zone_kernels[zone]
-            by_l = _mix(kernels, self.offsite_mixing, species.moments(moments, lmax))
-            shape = (by_l[0].shape[0], species.num_atoms, -1, by_l[0].shape[-1])
-            split = jnp.concatenate([part.reshape(shape) for part in by_l], axis=2)
-            parts.append(split.transpose(1, 0, 2, 3))
-        return jnp.concatenate(parts)
-
-    def _mix_to_zone_transpose(
-        self, zone: int, coefficients: Float[Array, "atom node lm target"]
-    ) -> Float[Array, "shell lm source"]:
-        parts, start = [], 0
-        for species in self.species:
-            own = coefficients[start : start + species.num_atoms].transpose(1, 0, 2, 3)
-            start += species.num_atoms
-            by_l = [
-                _merge(own[:, :, l * l : (l + 1) ** 2], 1) for l in range(self.zones[zone].lmax + 1)
-            ]
-            kernels = tuple(k.transpose(0, 2, 1) for k in species.zone_kernels[zone])
-            mixed = _mix(kernels, self.offsite_mixing.transpose(0, 2, 1), by_l)
-            parts.append(species.on_shells(mixed, (self.lmax + 1) ** 2))
-        return jnp.concatenate(parts)
-
-
-def _merge(x: Array, axis: int) -> Array:
-    """The array with ``axis`` and the next one merged."""
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    @eqx.filter_jit
+    def fields_transpose(
+        self,
+        own: Float[Array, "point target"],
+        zones: Sequence[Float[Array, "_ _ column"]],
+    ) -> Float[Array, "point source"]:
+        """The transpose of ``fields``."""
+        moments = _mix(self.onsite_kernels, self.mixing.transpose(0, 2, 1), self.project(own))
+        for kernels, panels in zip(self.zone_kernels, zones, strict=True):
+            split = panels.reshape(*panels.shape[:2], PANEL_DEGREE, -1).transpose(0, 2, 1, 3)
+            nodes = split.reshape(-1, *split.shape[2:])
+            by_l = _mix(
+                [kernel.transpose(0, 2, 1) for kernel in kernels],
+                self.offsite_mixing.transpose(0, 2, 1),
+                [nodes[:, l * l : (l + 1) ** 2] for l in range(len(kernels))],
+            )
+            moments = [a + b for a, b in zip(moments, by_l, strict=False)] + moments[len(by_l) :]
+        return self.expand(moments)
 
 
 def _mix(
-    kernels: Sequence[Float[Array, "gamma out in"]],
+    kernels: Sequence[Float[Array, "gamma _ _"]],
     mixing: Float[Array, "gamma cin cout"],
-    moments: Sequence[Float[Array, "in m cin"]],
-) -> list[Float[Array, "out m cout"]]:
+    moments: Sequence[Float[Array, "_ _ cin"]],
+) -> list[Float[Array, "_ _ cout"]]:
     """Per l, the sum over Gaussians of kernel (radial) times mixing (channels) on the moments.
 
     One Gaussian after the other: the product of all of them with the moments would need much
     memory and a transposition of it.
     """
-    shapes = [
-        (k.shape[1], x.shape[1], mixing.shape[2]) for k, x in zip(kernels, moments, strict=True)
-    ]
+    pairs = list(zip(kernels, moments, strict=True))
+    shapes = [(k.shape[1], x.shape[1], mixing.shape[2]) for k, x in pairs]
 
     def add_gaussian(
         total: tuple[Array, ...], gaussian: tuple[tuple[Array, ...], Array]
@@ -353,6 +221,144 @@ def _mix(
     return list(jax.lax.scan(add_gaussian, zero, (tuple(kernels), mixing))[0])
 
 
+@functools.partial(jax.jit, static_argnames=("edges", "lmax"))
+def _evaluate_batch(
+    offsets: Float[Array, "tile point xyz"],
+    panels: Int[Array, " tile"],
+    matrices: Float[Array, "panel lm column"],
+    edges: tuple[float, ...],
+    lmax: int,
+) -> Float[Array, "tile point target"]:
+    """Fields at points off an atom, from its panel matrices."""
+
+    def fields_of(tile: tuple[Array, Array]) -> Array:
+        harmonics, polynomials = _tile_functions(*tile, edges, lmax)
+        values = (harmonics.T @ matrices[tile[1]]).reshape(TILE, PANEL_DEGREE, -1)
+        # Unrolled: a fused reduction over the degree was five times slower.
+        terms = [polynomials[k][:, None] * values[:, k] for k in range(PANEL_DEGREE)]
+        return sum(terms[1:], terms[0])
+
+    return jax.lax.map(fields_of, (offsets, panels))
+
+
+@functools.partial(jax.jit, static_argnames=("edges", "lmax"))
+def _evaluate_batch_transpose(
+    offsets: Float[Array, "tile point xyz"],
+    panels: Int[Array, " tile"],
+    fields: Float[Array, "tile point target"],
+    matrices: Float[Array, "panel lm column"],
+    edges: tuple[float, ...],
+    lmax: int,
+) -> Float[Array, "panel lm column"]:
+    """The transpose of ``_evaluate_batch``, added to the matrices."""
+
+    def add_tile(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        harmonics, polynomials = _tile_functions(*tile[:2], edges, lmax)
+        columns = jnp.concatenate([p[:, None] * tile[2] for p in polynomials], axis=1)
+        return total.at[tile[1]].add(harmonics @ columns), None
+
+    return jax.lax.scan(add_tile, matrices, (offsets, panels, fields))[0]
+
+
+def _tile_functions(
+    offsets: Float[Array, "point xyz"],
+    panel: Int[Array, ""],
+    edges: tuple[float, ...],
+    lmax: int,
+) -> tuple[Float[Array, "lm point"], list[Float[Array, " point"]]]:
+    """Harmonics and radial Chebyshev polynomials at the points of one tile."""
+    distance = jnp.sqrt(jnp.sum(offsets**2, axis=1) + 1e-30)
+    low, high = jnp.asarray(edges)[panel], jnp.asarray(edges)[panel + 1]
+    # Points that fill up a tile may lie elsewhere.
+    x = jnp.clip((2 * distance - low - high) / (high - low), -1, 1)
+    polynomials = [jnp.ones_like(x), x]
+    for _ in range(2, PANEL_DEGREE):
+        polynomials.append(2 * x * polynomials[-1] - polynomials[-2])
+    return real_spherical_harmonics(offsets / distance[:, None], lmax), polynomials
+
+
+class _Zone(eqx.Module):
+    """Points of other atoms in a range of distances from one atom, in batches of tiles.
+
+    Each tile lies within one panel; what fills it up is the index past the grid.
+    """
+
+    points: Int[np.ndarray, "batch tile point"]
+    panels: Int[np.ndarray, "batch tile"]
+    edges: tuple[float, ...] = eqx.field(static=True)
+    lmax: int = eqx.field(static=True)
+
+    def batches(
+        self, coords: Float[np.ndarray, "grid xyz"], center: Float[np.ndarray, " xyz"]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Points, offsets from the atom, and panels."""
+        for points, panels in zip(self.points, self.panels, strict=True):
+            yield points, np.take(coords, points, axis=0, mode="clip") - center, panels
+
+
+class _Atom(eqx.Module):
+    """One atom of a molecule: its points, and the zones of the other atoms' points."""
+
+    center: Float[np.ndarray, " xyz"]
+    points: Int[np.ndarray, " point"]
+    zones: tuple[_Zone, ...]
+    species: int = eqx.field(static=True)
+
+
+class AtomCentredConvolution(GaussianConvolution):
+    """``GaussianConvolution`` of a molecule; built by ``atom_centred_convolution``.
+
+    It works on concrete arrays: a program that is traced calls it between its traced parts.
+    """
+
+    volumes: Float[np.ndarray, " grid"]
+    coords: Float[np.ndarray, "grid xyz"]
+    atoms: tuple[_Atom, ...]
+    species: tuple[_Species, ...]
+
+    def __call__(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
+        return self.apply(sources)
+
+    @float64
+    def apply(self, sources: Float[Array, "grid source"]) -> Float[np.ndarray, "grid target"]:
+        charges = _with_nowhere(self.volumes[:, None] * np.asarray(sources))
+        fields = np.zeros((len(charges), self.species[0].mixing.shape[2]))
+        for atom in self.atoms:
+            own, matrices = self.species[atom.species].fields(charges[atom.points])
+            fields[atom.points] += np.asarray(own)
+            for zone, matrix in zip(atom.zones, matrices, strict=True):
+                for points, offsets, panels in zone.batches(self.coords, atom.center):
+                    values = _evaluate_batch(offsets, panels, matrix, zone.edges, zone.lmax)
+                    fields[points, : values.shape[2]] += np.asarray(values)
+        return fields[:-1]
+
+    @float64
+    def transpose(self, fields: Float[Array, "grid target"]) -> Float[np.ndarray, "grid source"]:
+        fields = _with_nowhere(np.asarray(fields))
+        sources = np.zeros((len(fields), self.species[0].mixing.shape[1]))
+        for atom in self.atoms:
+            species = self.species[atom.species]
+            num_columns = PANEL_DEGREE * species.offsite_mixing.shape[2]
+            matrices = []
+            for zone in atom.zones:
+                shape = (len(zone.edges) - 1, (zone.lmax + 1) ** 2, num_columns)
+                matrix = jnp.zeros(shape)
+                for points, offsets, panels in zone.batches(self.coords, atom.center):
+                    values = fields[points, : species.offsite_mixing.shape[2]]
+                    matrix = _evaluate_batch_transpose(
+                        offsets, panels, values, matrix, zone.edges, zone.lmax
+                    )
+                matrices.append(matrix)
+            own = species.fields_transpose(fields[atom.points], matrices)
+            sources[atom.points] += np.asarray(own)
+        return self.volumes[:, None] * sources[:-1]
+
+
+def _with_nowhere(values: Float[np.ndarray, "grid c"]) -> Float[np.ndarray, "_ c"]:
+    """One more row of zeros, for points that were pruned or fill up a tile."""
+    return np.pad(values, ((0, 1), (0, 0)))
+
+
 @float64
 def atom_centred_convolution(
     coords: Float[np.ndarray, "grid xyz"],
@@ -360,119 +366,125 @@ def atom_centred_convolution(
     atoms: Sequence[AtomicGrid],
     source_exponents: Float[np.ndarray, " source"],
     target_exponents: Float[np.ndarray, " target"],
-    lmax: int = LMAX,
 ) -> AtomCentredConvolution:
     """The convolution of the grid ``coords``, which the atoms share out among them.
 
     ``volumes`` (bohr^3) are the quadrature weights of each atom alone, without any partition of
     space. Points that belong to no atom (padding) have no sources and no fields.
     """
-    species_of = list(dict.fromkeys(atom.species for atom in atoms))
-    atoms = sorted(atoms, key=lambda atom: species_of.index(atom.species))
     centers = np.array([atom.center for atom in atoms])
-    owner = np.full(len(coords), -1)
+    owner = np.full(len(coords) + 1, -1)
     for index, atom in enumerate(atoms):
-        for points in atom.points:
-            owner[points[points >= 0]] = index
+        owner[np.concatenate(atom.points)] = index
+    owner = np.where(owner[:-1] < 0, -1, owner[:-1])
     owned = owner >= 0
     shares = np.zeros(len(coords))
     shares[owned] = partition_of_unity(coords[owned], owner[owned], centers)
 
-    gamma = ladder_exponents(
-        source_exponents[0] + target_exponents[0],
-        4 * (source_exponents[-1] + target_exponents[-1]),
-        KERNEL_RATIO,
+    names = list(dict.fromkeys(atom.species for atom in atoms))
+    ladders = (tuple(source_exponents.tolist()), tuple(target_exponents.tolist()))
+    zones = ZONES if len(atoms) > 1 else ()
+    species = []
+    for name in names:
+        first = next(atom for atom in atoms if atom.species == name)
+        species.append(_species(_Shells(name, first), *ladders, zones))
+
+    def atom_of(index: int, atom: AtomicGrid) -> _Atom:
+        kind = names.index(atom.species)
+        points = np.concatenate(atom.points)
+        own_zones = tuple(
+            _zone(coords, owner, index, atom.center, edges, min(lmax, species[kind].lmax))
+            for edges, lmax in zones
+        )
+        return _Atom(atom.center, np.where(points < 0, len(coords), points), own_zones, kind)
+
+    return AtomCentredConvolution(
+        volumes=volumes * shares,
+        coords=coords,
+        atoms=tuple(atom_of(index, atom) for index, atom in enumerate(atoms)),
+        species=tuple(species),
     )
-    sums = jnp.add.outer(jnp.asarray(source_exponents), jnp.asarray(target_exponents))
-    mixing = jnp.moveaxis(GaussianLadder(gamma).coefficients(sums), -1, 0)
+
+
+@dataclass(frozen=True)
+class _Shells:
+    """The shells of a species, by which its kernels are kept: equal names mean equal shells."""
+
+    name: Hashable
+    atom: AtomicGrid
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shells) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@functools.lru_cache(maxsize=16)
+def _species(
+    shells: _Shells,
+    source_exponents: tuple[float, ...],
+    target_exponents: tuple[float, ...],
+    zones: tuple[tuple[tuple[float, ...], int], ...],
+) -> _Species:
+    """Kernels depend on the shells alone; they are kept for other molecules and geometries."""
+    atom = shells.atom
+    mixing, gamma = _kernel_mixing(source_exponents, target_exponents)
     num_targets = int(np.searchsorted(target_exponents, LARGEST_OFFSITE_EXPONENT))
     num_gamma = int(np.searchsorted(gamma, 4 * LARGEST_OFFSITE_EXPONENT))
-    zones = [(edges, min(l, lmax)) for edges, l in ZONES] if len(atoms) > 1 else []
-    groups, slot_of_point, order_of_shells = _angular_groups(atoms, len(coords), lmax)
-    return AtomCentredConvolution(
-        volumes=jnp.asarray(volumes * shares),
-        groups=groups,
-        slot_of_point=slot_of_point,
-        order_of_shells=order_of_shells,
-        species=_species_kernels(atoms, zones, gamma, num_gamma, lmax),
-        zones=tuple(_zone(coords, owner, centers, edges, l) for edges, l in zones),
+
+    degrees = [grid.degree for grid in atom.angular]
+    lmax = min(LMAX, max(degrees) // 2)
+    first_point = np.cumsum([0, *(len(points) for points in atom.points)])
+    groups = []
+    for degree in dict.fromkeys(degrees):
+        members = np.flatnonzero(np.array(degrees) == degree)
+        directions = atom.angular[members[0]].directions
+        points = first_point[members][:, None] + np.arange(len(directions))
+        harmonics = real_spherical_harmonics(jnp.asarray(directions), min(lmax, degree // 2))
+        groups.append(_AngularGroup(members, points, harmonics))
+
+    resolved = [np.flatnonzero(np.array(degrees) // 2 >= l) for l in range(lmax + 1)]
+    restore = []
+    for chosen in resolved:
+        back = np.full(len(degrees), len(chosen))
+        back[chosen] = np.arange(len(chosen))
+        restore.append(back)
+    onsite = gaussian_radial_kernel(gamma, atom.radii, atom.radii, lmax)
+    zone_kernels = []
+    for edges, zone_lmax in zones:
+        kernel = _panel_kernel(gamma[:num_gamma], edges, atom.radii, min(zone_lmax, lmax))
+        zone_kernels.append(
+            tuple(jnp.asarray(k[:, :, s]) for k, s in zip(kernel, resolved, strict=False))
+        )
+    return _Species(
+        groups=tuple(groups),
+        point_of_group=np.argsort(np.concatenate([g.points.ravel() for g in groups])),
+        shell_of_group=np.argsort(np.concatenate([g.shells for g in groups])),
+        resolved=tuple(resolved),
+        restore=tuple(restore),
+        onsite_kernels=tuple(
+            jnp.asarray(k[:, s][:, :, s]) for k, s in zip(onsite, resolved, strict=True)
+        ),
+        zone_kernels=tuple(zone_kernels),
         mixing=mixing,
         offsite_mixing=mixing[:num_gamma, :, :num_targets],
-        coords=jnp.asarray(coords),
-        centers=jnp.asarray(centers),
-        lmax=lmax,
     )
 
 
-def _angular_groups(
-    atoms: Sequence[AtomicGrid], num_points: int, lmax: int
-) -> tuple[tuple[_AngularGroup, ...], Int[Array, " grid"], Int[Array, " shell"]]:
-    by_grid: dict[int, list[tuple[int, np.ndarray]]] = {}
-    grids: dict[int, AngularGrid] = {}
-    shell = 0
-    for atom in atoms:
-        for angular, points in zip(atom.angular, atom.points, strict=True):
-            grids[id(angular)] = angular
-            by_grid.setdefault(id(angular), []).append((shell, points))
-            shell += 1
-    groups, shells, offset = [], [], 0
-    slots = np.full(num_points, -1)
-    for key, members in by_grid.items():
-        points = np.array([points for _, points in members])
-        shells += [index for index, _ in members]
-        flat = points.ravel()
-        slots[flat[flat >= 0]] = offset + np.flatnonzero(flat >= 0)
-        offset += flat.size
-        l = min(lmax, grids[key].degree // 2)
-        harmonics = real_spherical_harmonics(jnp.asarray(grids[key].directions), l)
-        padded = np.where(points < 0, num_points, points)
-        groups.append(_AngularGroup(jnp.asarray(padded), harmonics))
-    slots[slots < 0] = offset
-    return tuple(groups), jnp.asarray(slots), jnp.asarray(np.argsort(shells))
+def _kernel_mixing(
+    source_exponents: tuple[float, ...], target_exponents: tuple[float, ...]
+) -> tuple[Float[Array, "gamma source target"], Float[np.ndarray, " gamma"]]:
+    """Expansion of all sums of a source and a target exponent in the ladder of kernels."""
+    least = source_exponents[0] + target_exponents[0]
+    largest = source_exponents[-1] + target_exponents[-1]
+    gamma = ladder_exponents(least, 4 * largest, KERNEL_RATIO)
+    sums = np.add.outer(np.array(source_exponents), np.array(target_exponents))
+    coefficients = GaussianLadder(gamma).coefficients(jnp.asarray(sums))
+    return jnp.moveaxis(coefficients, -1, 0), gamma
 
 
-def _species_kernels(
-    atoms: Sequence[AtomicGrid],
-    zones: Sequence[tuple[tuple[float, ...], int]],
-    gamma: Float[np.ndarray, " gamma"],
-    num_offsite: int,
-    lmax: int,
-) -> tuple[_Species, ...]:
-    result, start = [], 0
-    for name in dict.fromkeys(atom.species for atom in atoms):
-        members = [atom for atom in atoms if atom.species == name]
-        radii = members[0].radii
-        resolved = np.array([grid.degree // 2 for grid in members[0].angular])
-        shells = [np.flatnonzero(resolved >= l) for l in range(lmax + 1)]
-        unpack = []
-        for chosen in shells:
-            back = np.full(len(radii), len(chosen))
-            back[chosen] = np.arange(len(chosen))
-            unpack.append(jnp.asarray(back))
-        onsite = gaussian_radial_kernel(gamma, radii, radii, lmax)
-        onsite_kernels = tuple(jnp.asarray(onsite[l][:, s][:, :, s]) for l, s in enumerate(shells))
-        zone_kernels = []
-        for edges, l_zone in zones:
-            kernel = _panel_coefficients(gamma[:num_offsite], edges, radii, l_zone)
-            zone_kernels.append(
-                tuple(jnp.asarray(kernel[l][:, :, shells[l]]) for l in range(l_zone + 1))
-            )
-        result.append(
-            _Species(
-                start=start,
-                num_atoms=len(members),
-                num_shells=len(radii),
-                shells=tuple(map(jnp.asarray, shells)),
-                unpack=tuple(unpack),
-                onsite_kernels=onsite_kernels,
-                zone_kernels=tuple(zone_kernels),
-            )
-        )
-        start += len(members) * len(radii)
-    return tuple(result)
-
-
-def _panel_coefficients(
+def _panel_kernel(
     gamma: Float[np.ndarray, " gamma"],
     edges: tuple[float, ...],
     radii: Float[np.ndarray, " shell"],
@@ -483,8 +495,8 @@ def _panel_coefficients(
     to_coefficients = 2 / PANEL_DEGREE * np.cos(np.outer(np.arange(PANEL_DEGREE), angle))
     to_coefficients[0] /= 2
     low, high = np.array(edges[:-1])[:, None], np.array(edges[1:])[:, None]
-    nodes = ((low + high) / 2 + (high - low) / 2 * np.cos(angle)).ravel()
-    kernel = gaussian_radial_kernel(gamma, nodes, radii, lmax)
+    points = ((low + high) / 2 + (high - low) / 2 * np.cos(angle)).ravel()
+    kernel = gaussian_radial_kernel(gamma, points, radii, lmax)
     split = kernel.reshape(lmax + 1, len(gamma), -1, PANEL_DEGREE, len(radii))
     return (to_coefficients @ split).reshape(kernel.shape)
 
@@ -492,28 +504,23 @@ def _panel_coefficients(
 def _zone(
     coords: Float[np.ndarray, "grid xyz"],
     owner: Int[np.ndarray, " grid"],
-    centers: Float[np.ndarray, "atom xyz"],
+    atom: int,
+    center: Float[np.ndarray, " xyz"],
     edges: tuple[float, ...],
     lmax: int,
 ) -> _Zone:
-    num_points, num_panels = len(coords), len(edges) - 1
-    per_atom = []
-    for index, center in enumerate(centers):
-        distance = np.linalg.norm(coords - center, axis=1)
-        panel = np.searchsorted(edges, distance, side="right") - 1
-        panel[(owner == index) | (owner < 0)] = -1
-        tiles = []
-        for p in range(num_panels):
-            members = np.flatnonzero(panel == p)
-            tiles += [(p, members[i : i + TILE]) for i in range(0, len(members), TILE)]
-        per_atom.append(tiles)
-    count = max(len(tiles) for tiles in per_atom)
-    points = np.full((len(centers), count, TILE), num_points)
-    panels = np.zeros((len(centers), count), dtype=int)
-    slots = np.full((len(centers), num_points), count * TILE)
-    for index, tiles in enumerate(per_atom):
-        for position, (panel_index, members) in enumerate(tiles):
-            points[index, position, : len(members)] = members
-            panels[index, position] = panel_index
-            slots[index, members] = position * TILE + np.arange(len(members))
-    return _Zone(jnp.asarray(points), jnp.asarray(panels), jnp.asarray(slots), edges, lmax)
+    distance = np.linalg.norm(coords - center, axis=1)
+    panel = np.searchsorted(edges, distance, side="right") - 1
+    panel[(owner == atom) | (owner < 0)] = -1
+    tiles = []
+    for index in range(len(edges) - 1):
+        members = np.flatnonzero(panel == index)
+        tiles += [(index, members[i : i + TILE]) for i in range(0, len(members), TILE)]
+    num_batches = -(-len(tiles) // BATCH)
+    points = np.full((num_batches * BATCH, TILE), len(coords))
+    panels = np.zeros(num_batches * BATCH, dtype=int)
+    for position, (index, members) in enumerate(tiles):
+        points[position, : len(members)] = members
+        panels[position] = index
+    shape = (num_batches, BATCH)
+    return _Zone(points.reshape(*shape, TILE), panels.reshape(shape), edges, lmax)

@@ -50,7 +50,7 @@ def isoorbital_indicator(
 def bounded_gradient(
     rho: Float[Array, "*shape"], sigma: Float[Array, "*shape"], scale: float = 0.25
 ) -> Float[Array, "*shape"]:
-    """Reduced gradient mapped to [-1, 1): ``(scale p - 1) / (scale p + 1)``; -1 without gradient."""
+    """Reduced gradient mapped to [-1, 1): ``(scale p - 1) / (scale p + 1)``."""
     p = scale * reduced_gradient_squared(rho, sigma)
     return 1 - 2 / (p + 1)
 
@@ -58,5 +58,5 @@ def bounded_gradient(
 def bounded_isoorbital(
     rho: Float[Array, "*shape"], sigma: Float[Array, "*shape"], tau: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """Iso-orbital indicator mapped to (-1, 1): ``(alpha - 1) / (alpha + 1)``; 0 for the uniform gas."""
+    """Iso-orbital indicator mapped to (-1, 1): ``(alpha - 1) / (alpha + 1)``."""
     return 1 - 2 / (isoorbital_indicator(rho, sigma, tau) + 1)

@@ -56,7 +56,7 @@ def _legendre_coefficients(lmax: int) -> tuple[Array, Array, Array]:
 def scaled_spherical_bessel(
     x: Float[np.ndarray, "*shape"], lmax: int
 ) -> Float[np.ndarray, "l *shape"]:
-    r"""Modified spherical Bessel functions :math:`e^{-x} i_l(x)`, for x >= 0 and l up to ``lmax``."""
+    r"""Modified spherical Bessel functions :math:`e^{-x} i_l(x)` for x >= 0, l = 0 to ``lmax``."""
     safe = np.maximum(x, 1e-8)  # i_l(x) ~ x^l / (2l+1)!! is below rounding there, but for l = 0
     zeroth = -np.expm1(-2 * safe) / (2 * safe)
     # Upward recurrence loses digits where l > x; downward (Miller) costs more steps where l < x.

@@ -1,0 +1,263 @@
+r"""Descriptors of the reference densities: the last stage that touches a grid.
+
+For each density the bounded descriptors of every grid point are kept, with the exchange energy
+:math:`w\,e_x^{LDA}(2\rho_\sigma)/n_{spin}` that it would have in the uniform gas. What a model
+learns is a factor on these energies.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from pyscf import dft
+from rich.console import Console
+
+from cider.baselines import BASELINES
+from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, float64
+from cider.density import Density
+from cider.exchange import Descriptors, safe_ingredients
+from cider.features import gaussian_ladder
+from cider.features.convolution import GaussianConvolution
+from cider.features.nldf import Nldf, NldfExponent
+from cider.training.produce import Job, ProductionSummary, with_progress
+from cider.training.recipe import FeatureChoice
+from cider.training.reference import limit_threads, read_density, reference_key
+from cider.training.store import Record, Store
+from cider.training.systems import System
+
+DROPPED_ENERGY = 1e-7
+"""Energy (Ha) of all the points together that are left out of a record because they are tiny."""
+
+Convolution = Callable[[Any, Any, Nldf], GaussianConvolution]
+"""What makes the convolution of the built PySCF grids of a molecule, ``(mol, grids, nldf)``.
+
+A plugin supplies it. It must survive pickling: a function of a module.
+"""
+
+_BLOCK = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class PointSet:
+    """The points of one density, both spins in one list.
+
+    ``rho`` is spin-scaled (bohr^-3), ``lda_energy`` in Ha with the quadrature weight.
+    """
+
+    rho: Float[np.ndarray, " grid"]
+    lda_energy: Float[np.ndarray, " grid"]
+    semilocal: Float[np.ndarray, "semilocal grid"]
+    nonlocal_: Float[np.ndarray, "nonlocal grid"]
+
+
+def descriptors_of(choice: FeatureChoice) -> Descriptors:
+    """The descriptors that a recipe asks for."""
+    nldf = None
+    if choice.nldf:
+        nldf = Nldf(
+            NldfExponent(*choice.source_exponent), tuple(NldfExponent(*e) for e in choice.nldf)
+        )
+    return Descriptors(choice.level.upper(), nldf)
+
+
+def descriptor_settings(choice: FeatureChoice, references: Store) -> dict[str, Any]:
+    """What determines descriptors, for a store's header."""
+    settings = {
+        "content": "descriptors",
+        "version": 1,
+        "references": references.recipe_hash,
+        **dataclasses.asdict(choice),
+    }
+    if choice.nldf:
+        settings["bounds"] = [NldfExponent.FLOOR, NldfExponent.CEILING]
+        settings["ladder"] = [gaussian_ladder.RATIO, gaussian_ladder.ORIGIN]
+    return settings
+
+
+def descriptor_key(system: System | str, density: str) -> str:
+    """The record's key in a store: ``descriptors/<density>/<system>``."""
+    return reference_key(system, density).replace("reference/", "descriptors/", 1)
+
+
+@float64
+def compute_descriptors(
+    reference: Record, choice: FeatureChoice, convolution: Convolution | None = None
+) -> Record:
+    """Descriptors of a converged reference density.
+
+    Raises:
+        ValueError: The reference has no density, or nonlocal features lack a ``convolution``.
+    """
+    mol, dm = read_density(reference)
+    grids = dft.gen_grid.Grids(mol)
+    grids.level = choice.atom_grid_level if mol.natm == 1 else choice.molecule_grid_level
+    grids.build()
+    density = density_on_grid(mol, grids.coords, dm)
+    descriptors = descriptors_of(choice)
+    linear_map = None
+    if descriptors.nldf is not None:
+        if convolution is None:
+            raise ValueError("nonlocal features need the convolution of a plugin")
+        linear_map = convolution(mol, grids, descriptors.nldf)
+
+    scaled = density.spin_scaled()
+    parts = [
+        _points_of_spin(descriptors, scaled, spin, grids.weights / density.num_spins, linear_map)
+        for spin in range(density.num_spins)
+    ]
+    points = {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
+    baselines = {name: float(points.pop(name).sum()) for name in BASELINES}
+    kept, dropped = _worth_keeping(points["lda_energy"])
+    arrays = {
+        name: values[..., kept].astype(np.float64 if name == "lda_energy" else np.float32)
+        for name, values in points.items()
+    }
+    if not all(np.isfinite(values).all() for values in arrays.values()):
+        raise ValueError(f"{reference.key} gives descriptors that are not finite")
+    facts = {
+        "baselines": baselines,
+        "points": int(kept.sum()),
+        "dropped_energy": dropped,
+        "names": list(descriptors.names),
+        "system": reference.facts["system"],
+        "density": reference.facts["density"],
+    }
+    name = reference.facts["system"]["name"]
+    return Record(descriptor_key(name, reference.facts["density"]), arrays, facts)
+
+
+def read_points(record: Record) -> PointSet:
+    """The points of a record, in double precision."""
+    arrays = {name: np.asarray(values, np.float64) for name, values in record.arrays.items()}
+    return PointSet(arrays["rho"], arrays["lda_energy"], arrays["semilocal"], arrays["nonlocal_"])
+
+
+def density_on_grid(
+    mol: Any, coords: Float[np.ndarray, "grid xyz"], dm: Float[np.ndarray, "spin ao ao"]
+) -> Density:
+    """Density with its gradient and tau; spin length 1 is the total of a closed shell."""
+    integrator = dft.numint.NumInt()
+    blocks = []
+    for start in range(0, len(coords), 4 * _BLOCK):
+        ao = integrator.eval_ao(mol, coords[start : start + 4 * _BLOCK], deriv=1)
+        blocks.append(
+            [integrator.eval_rho(mol, ao, d, xctype="MGGA", hermi=1, with_lapl=False) for d in dm]
+        )
+    rho = np.concatenate(blocks, axis=-1)
+    return Density(rho[:, 0], rho[:, 1:4], rho[:, 4])
+
+
+def produce_descriptors(
+    store: Store,
+    references: Store,
+    jobs: Sequence[Job],
+    choice: FeatureChoice,
+    convolution: Convolution | None = None,
+    workers: int = 1,
+    console: Console | None = None,
+) -> ProductionSummary:
+    """Make the descriptor records that ``store`` does not hold yet.
+
+    A system that fails is reported and counted, and tried again by the next run.
+
+    Raises:
+        DiskFullError: There is no space left; finished records are intact.
+    """
+    keys = {job.label: descriptor_key(job.system, job.density) for job in jobs}
+    present = tuple(label for label, key in keys.items() if key in store)
+    missing = [job for job in jobs if keys[job.label] not in store]
+    made, failed = [], {}
+    function = functools.partial(
+        _make, str(store.folder), str(references.folder), choice, convolution
+    )
+
+    def describe(facts: dict[str, Any]) -> str:
+        return f"{facts['points']} points"
+
+    for outcome in with_progress(function, missing, workers, "descriptors", describe, console):
+        if outcome.error:
+            failed[outcome.task.label] = outcome.error
+        else:
+            made.append(outcome.task.label)
+    return ProductionSummary(tuple(made), present, failed)
+
+
+def _make(
+    folder: str,
+    reference_folder: str,
+    choice: FeatureChoice,
+    convolution: Convolution | None,
+    job: Job,
+) -> dict[str, Any]:
+    limit_threads(1)
+    reference = Store(reference_folder).read(reference_key(job.system, job.density))
+    record = compute_descriptors(reference, choice, convolution)
+    Store(folder).write(record)
+    return dict(record.facts)
+
+
+def _points_of_spin(
+    descriptors: Descriptors,
+    scaled: Density,
+    spin: int,
+    weights: Float[np.ndarray, " grid"],
+    convolution: GaussianConvolution | None,
+) -> dict[str, np.ndarray]:
+    rho, sigma, tau = map(np.asarray, safe_ingredients(scaled, spin))
+    occupied_weights = np.where(scaled.rho[spin] > DENSITY_CUTOFF, weights, 0.0)
+    fields = None
+    if convolution is not None:
+        fields = np.asarray(convolution(_in_blocks(_sources, descriptors, rho, sigma, tau).T))
+    return _in_blocks(_point_functions, descriptors, rho, sigma, tau, occupied_weights, fields)
+
+
+@eqx.filter_jit
+def _sources(descriptors: Descriptors, rho: Array, sigma: Array, tau: Array) -> Array:
+    assert descriptors.nldf is not None
+    return descriptors.nldf.sources(rho, sigma, tau).T
+
+
+@eqx.filter_jit
+def _point_functions(
+    descriptors: Descriptors,
+    rho: Array,
+    sigma: Array,
+    tau: Array,
+    weights: Array,
+    fields: Array | None,
+) -> dict[str, Array]:
+    semilocal, nonlocal_ = descriptors(rho, sigma, tau, fields)
+    lda_energy = weights * LDA_EXCHANGE_PREFACTOR * rho ** (4 / 3)
+    baselines = {name: lda_energy * factor(rho, sigma) for name, factor in BASELINES.items()}
+    points = {"rho": rho, "lda_energy": lda_energy, "semilocal": semilocal, "nonlocal_": nonlocal_}
+    return {**points, **baselines}
+
+
+def _in_blocks(function: Callable[..., Any], descriptors: Descriptors, *arrays: Any) -> Any:
+    """``function`` on blocks of one size, so that it is compiled once for all molecules."""
+    size = len(arrays[0])
+    results = []
+    for start in range(0, size, _BLOCK):
+        # Points of an earlier kind fill up the last block; they are cut off again.
+        index = np.minimum(np.arange(start, start + _BLOCK), size - 1)
+        block = (None if a is None else jnp.asarray(a[index]) for a in arrays)
+        results.append(jax.tree.map(np.asarray, function(descriptors, *block)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1)[..., :size], *results)
+
+
+def _worth_keeping(
+    lda_energy: Float[np.ndarray, " grid"],
+) -> tuple[np.ndarray, float]:
+    size = np.abs(lda_energy)
+    order = np.argsort(size, kind="stable")
+    total = np.cumsum(size[order])
+    count = int(np.searchsorted(total, DROPPED_ENERGY))
+    kept = np.ones(len(size), dtype=bool)
+    kept[order[:count]] = False
+    return kept, float(total[count - 1]) if count else 0.0
