@@ -19,6 +19,7 @@ GROUND = {"cider.conventions", "cider.density"}
 """Units and the density: import nothing else of ours."""
 
 SUMMIT = {"cider", "cider.command_line", "cider.run", "cider.description"}
+SUMMIT |= {"cider.training.command_line"}
 """The commands and what they call: see everything."""
 
 HOSTS = {"pyscf": {"cider.plugins.pyscf", "cider.training", "cider.run"}, "gpaw": set()}

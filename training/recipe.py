@@ -16,6 +16,7 @@ from typing import Any
 import ase.io
 from ase import Atoms
 
+from cider.baselines import BASELINES
 from cider.training import systems as default_sets
 from cider.training.configuration import RecipeError, from_table, to_table
 from cider.training.observations import Reaction
@@ -123,27 +124,36 @@ class FeatureChoice:
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
-    """Bounds of the Gaussian process: kernel lengths (in whitened units) and noise (mHa).
+    """Bounds of the Gaussian process: kernel lengths (inputs lie in [-1, 1]) and noise (mHa).
 
     ``noise_bounds`` keeps the fitted noise from vanishing, which costs smoothness before it gains
-    accuracy. ``chebyshev_degree`` is that of the one-dimensional parts of the kernel.
+    accuracy; ``density_noise_bounds`` is for what several densities of one system do not share.
+    ``chebyshev_degree`` is that of the one-dimensional parts of the kernel.
     """
 
     chebyshev_degree: int = 8
     semilocal_length_bounds: tuple[float, float] = (0.3, 10.0)
     nldf_length_bounds: tuple[float, float] = (0.6, 10.0)
     noise_bounds: tuple[float, float] = (0.5, 20.0)
-    uniform_gas_noise: float = 1e-3
+    density_noise_bounds: tuple[float, float] = (0.2, 5.0)
+    baseline: str = "GGA_X_PBE"
+    starts: int = 3
+    iterations: int = 200
 
     def __post_init__(self) -> None:
         if not 1 <= self.chebyshev_degree <= 32:
             raise ValueError(f"chebyshev_degree {self.chebyshev_degree} is not in 1 to 32")
-        for name in ("semilocal_length_bounds", "nldf_length_bounds", "noise_bounds"):
-            low, high = getattr(self, name)
-            if not 0 < low < high:
-                raise ValueError(f"{name} = [{low}, {high}] must be positive and increasing")
-        if self.uniform_gas_noise <= 0:
-            raise ValueError("uniform_gas_noise must be positive")
+        for field in dataclasses.fields(self):
+            if field.name.endswith("_bounds"):
+                low, high = getattr(self, field.name)
+                if not 0 < low < high:
+                    raise ValueError(
+                        f"{field.name} = [{low}, {high}] must be positive and increasing"
+                    )
+        if self.baseline not in BASELINES:
+            raise ValueError(f"baseline {self.baseline!r} is none of {', '.join(BASELINES)}")
+        if self.starts < 1 or self.iterations < 1:
+            raise ValueError("starts and iterations must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,222 @@
+"""The fit is exact Gaussian process regression on integrals, and the pipeline delivers it."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pyscf import dft
+
+from cider.exchange import LearnedExchange
+from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
+from cider.input_transform import InputTransform, fit_input_transform
+from cider.plugins.pyscf.grids import becke_convolution
+from cider.training import fit as fitting
+from cider.training.command_line import convolution
+from cider.training.descriptors import (
+    compute_descriptors,
+    density_on_grid,
+    descriptors_of,
+    read_points,
+)
+from cider.training.fit import Problem, fit, posterior, quadratic_form
+from cider.training.integrals import enhancement_range, integrate, uniform_gas_anchor
+from cider.training.recipe import FeatureChoice, ModelChoice
+from cider.training.reference import ReferenceSettings, compute_reference, read_density
+from cider.training.systems import System
+
+DEGREE, INPUTS, OBSERVATIONS = 4, 3, 9
+HYPERPARAMETERS = {
+    "length": np.array([0.5, 0.8, 1.2]),
+    "amplitude": np.array([0.7, 0.4, 0.9]),
+    "interaction": np.array([1.5]),
+    "noise": np.array([0.3, 0.6]),
+    "density_noise": np.array([0.2]),
+}
+FEATURES = FeatureChoice(
+    "mgga", ((0.5, 0.0, 0.015625), (2.0, 0.0, 0.0625)), (0.5, 0.0, 0.015625), 0, 0
+)
+OH = System("OH", "molecule", ("O", "H"), ((0.0, 0.0, 0.0), (0.0, 0.0, 0.97)), spin=1)
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def problem():
+    random = np.random.default_rng(1)
+    size = INPUTS * DEGREE + 3 * DEGREE**2
+    names = np.array([0, 0, 1, 2, 3, 3, 4, 5, 6])
+    return Problem(
+        random.normal(size=(OBSERVATIONS, size)),
+        random.normal(size=OBSERVATIONS),
+        ("atom", "molecule"),
+        np.array([0, 0, 0, 1, 1, 1, 1, 1, 1]),
+        names[:, None] == names,
+        INPUTS,
+        DEGREE,
+    )
+
+
+def _dense_prior():
+    """The kernel written out by hand, parameter by parameter."""
+    angle = np.pi * (np.arange(200) + 0.5) / 200
+    x = np.cos(angle)
+    polynomials = np.cos(np.outer(np.arange(1, DEGREE + 1), angle))
+    blocks = []
+    for length, amplitude in zip(
+        HYPERPARAMETERS["length"], HYPERPARAMETERS["amplitude"], strict=True
+    ):
+        kernel = np.exp(-0.5 * (x[:, None] - x) ** 2 / length**2)
+        blocks.append(amplitude**2 * (polynomials @ kernel @ polynomials.T) * (2 / 200) ** 2)
+    pairs = [
+        HYPERPARAMETERS["interaction"][0] ** 2 * np.kron(blocks[i], blocks[j])
+        for i, j in itertools.combinations(range(INPUTS), 2)
+    ]
+    size = sum(len(b) for b in [*blocks, *pairs])
+    prior, start = np.zeros((size, size)), 0
+    for block in [*blocks, *pairs]:
+        prior[start : start + len(block), start : start + len(block)] = block
+        start += len(block)
+    return prior
+
+
+def _dense_covariance(problem):
+    prior = _dense_prior()
+    covariance = problem.features @ prior @ problem.features.T
+    for a, b in itertools.product(range(OBSERVATIONS), repeat=2):
+        if problem.same_system[a, b]:
+            noise = HYPERPARAMETERS["noise"][problem.noise_groups[[a, b]]]
+            covariance[a, b] += noise[0] * noise[1]
+    return prior, covariance + 0.2**2 * np.eye(OBSERVATIONS)
+
+
+def test_posterior_is_dense_regression(problem):
+    prior, covariance = _dense_covariance(problem)
+    found = posterior(problem, HYPERPARAMETERS)
+    gain = prior @ problem.features.T @ np.linalg.inv(covariance)
+    # The jitter of the fit, 1e-8 mHa^2, is all that differs.
+    np.testing.assert_allclose(found.weights, gain @ problem.targets, rtol=0, atol=1e-6)
+    exact = prior - gain @ problem.features @ prior
+    np.testing.assert_allclose(
+        found.covariance_factor @ found.covariance_factor.T, exact, rtol=0, atol=1e-6
+    )
+
+
+def test_leaving_out_is_a_fit_without_the_system(problem):
+    found = posterior(problem, HYPERPARAMETERS)
+    for row in range(OBSERVATIONS):
+        kept = ~problem.same_system[row]
+        smaller = dataclasses.replace(
+            problem,
+            features=problem.features[kept],
+            targets=problem.targets[kept],
+            noise_groups=problem.noise_groups[kept],
+            same_system=problem.same_system[np.ix_(kept, kept)],
+        )
+        weights = posterior(smaller, HYPERPARAMETERS).weights
+        error = 1e-3 * (problem.features[row] @ weights - problem.targets[row])
+        assert found.left_out[row] == pytest.approx(error, abs=1e-8)
+
+
+def test_marginal_likelihood_and_its_gradient(problem):
+    _, covariance = _dense_covariance(problem)
+    y = problem.targets
+    expected = -0.5 * (
+        y @ np.linalg.solve(covariance, y)
+        + np.linalg.slogdet(covariance)[1]
+        + OBSERVATIONS * np.log(2 * np.pi)
+    )
+    arrays = fitting._as_arrays(problem)
+
+    def likelihood(given):
+        return fitting.log_marginal_likelihood(arrays, given)
+
+    given = {name: jnp.asarray(values) for name, values in HYPERPARAMETERS.items()}
+    assert float(likelihood(given)) == pytest.approx(expected, abs=1e-6)
+    gradient = jax.grad(likelihood)(given)
+    step = 1e-5
+    for name, values in given.items():
+        for i in range(len(values)):
+            plus, minus = (
+                likelihood({**given, name: values.at[i].add(sign * step)}) for sign in (1, -1)
+            )
+            numeric = (plus - minus) / (2 * step)
+            assert float(gradient[name][i]) == pytest.approx(float(numeric), rel=1e-5, abs=1e-6)
+
+
+def test_fit_is_deterministic_and_likely(problem):
+    choice = ModelChoice(chebyshev_degree=DEGREE, starts=2, noise_bounds=(0.1, 20.0))
+    first, second = (fit(problem, choice, 1, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.weights, second.weights)
+    assert first.log_likelihood >= posterior(problem, HYPERPARAMETERS).log_likelihood - 1
+    low, high = choice.nldf_length_bounds
+    assert (first.hyperparameters["length"][1:] >= low * 0.999).all()
+    assert (first.hyperparameters["length"] <= high * 1.001).all()
+
+
+def test_quadratic_form_and_parameters_agree():
+    random = np.random.default_rng(0)
+    t = random.normal(size=(5, 1 + INPUTS * DEGREE))
+    matrices = np.einsum("ga,gb->gab", t, t)
+    features = fitting.parameter_features(matrices, INPUTS, DEGREE)
+    weights = random.normal(size=features.shape[1])
+    form = quadratic_form(weights, INPUTS, DEGREE)
+    np.testing.assert_allclose(
+        features @ weights, np.einsum("gab,ab->g", matrices, form), rtol=1e-12
+    )
+    blocks = form[1:, 1:].reshape(INPUTS, DEGREE, INPUTS, DEGREE)
+    assert all((blocks[i, :, i] == 0).all() for i in range(INPUTS))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return compute_reference(OH, "PBE", ReferenceSettings("def2-svp", 0, 0))
+
+
+@pytest.fixture(scope="module")
+def points(reference):
+    return read_points(compute_descriptors(reference, FEATURES, convolution))
+
+
+def _functional(points):
+    with jax.enable_x64(True):
+        transform = fit_input_transform(points.semilocal, points.nonlocal_, -points.lda_energy)
+        descriptors = descriptors_of(FEATURES)
+        anchor = uniform_gas_anchor(descriptors, transform)
+        half = 0.02 * np.random.default_rng(2).normal(size=(1 + 4 * DEGREE,) * 2)
+        model = QuadraticGaussianProcess(half + half.T, anchor, DEGREE)
+        return LearnedExchange("test", "GGA_X_PBE", descriptors, transform, model)
+
+
+def test_integrals_give_the_energy_of_the_functional(reference, points):
+    functional = _functional(points)
+    mol, dm = read_density(reference)
+    grids = dft.gen_grid.Grids(mol)
+    grids.level = 0
+    grids.build()
+    nldf = functional.descriptors.nldf
+    density = density_on_grid(mol, grids.coords, dm)
+    linear_map = becke_convolution(mol, grids, nldf)
+    direct = functional.energy(density, jnp.asarray(grids.weights), linear_map)
+    facts = compute_descriptors(reference, FEATURES, convolution).facts
+    matrix = integrate(points, functional.transform, functional.model.anchor, DEGREE)
+    learned = np.sum(matrix * functional.model.quadratic_form)
+    # Single precision of the stored descriptors and the dropped points: 1e-7 Ha each at most.
+    assert facts["baselines"]["GGA_X_PBE"] + learned == pytest.approx(float(direct), abs=2e-7)
+    low, high = enhancement_range(points, "GGA_X_PBE", functional.transform, functional.model)
+    assert low < high
+
+
+def test_the_uniform_gas_is_exact(points):
+    functional = _functional(points)
+    inputs = functional.transform(*map(jnp.asarray, functional.descriptors.ueg))
+    assert float(jnp.abs(functional.model(inputs))[0]) < 1e-14
+    t = chebyshev_basis(inputs, DEGREE)
+    assert t.shape == (1, 1 + 4 * DEGREE)
+    assert isinstance(functional.transform, InputTransform)

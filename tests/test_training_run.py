@@ -1,0 +1,117 @@
+"""cider-train end to end, on systems of seconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cider.exchange import LearnedExchange
+from cider.files import load_functional, load_posterior, read_header
+from cider.training.command_line import main
+
+RECIPE = """
+name = "x-tiny"
+seed = 1
+densities = ["PBE", "HF"]
+
+[systems]
+set = "none"
+files = [
+  { path = "H.xyz", spin = 1 },
+  { path = "He.xyz" },
+  { path = "H2.xyz" },
+  { path = "stretched.xyz", role = "test" },
+  { path = "squeezed.xyz", role = "tuning" },
+]
+
+[reference]
+basis = "def2-svp"
+molecule_grid_level = 0
+atom_grid_level = 0
+
+[features]
+level = "mgga"
+source_exponent = [0.5, 0, 0.015625]
+nldf = [[1, 0, 0.03125]]
+molecule_grid_level = 0
+atom_grid_level = 0
+
+[model]
+chebyshev_degree = 3
+starts = 1
+iterations = 20
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    for symbol in ("H", "He"):
+        (folder / f"{symbol}.xyz").write_text(f"1\n\n{symbol} 0 0 0\n")
+    for name, length in {"H2": 0.74, "stretched": 0.9, "squeezed": 0.65}.items():
+        (folder / f"{name}.xyz").write_text(f"2\n\nH 0 0 0\nH 0 0 {length}\n")
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def output(recipe, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert main([str(recipe), "--output", str(folder)]) == 0
+    return folder
+
+
+def test_functional_and_report(output):
+    path = output / "x-tiny.h5"
+    assert isinstance(load_functional(path), LearnedExchange)
+    header = read_header(path)["provenance"]
+    assert header["densities"] == {"PBE": 5, "HF": 5}
+    assert {row["part"] for row in header["errors"]} == {"held-out"}
+    assert {"recipe", "recipe_hash", "data_hash", "versions"} <= header.keys()
+    assert {"covariance_factor", "noise", "calibration"} == load_posterior(path).keys()
+    report = output / "report"
+    for name in ("report.md", "parity.png", "uncertainty.png"):
+        assert (report / name).stat().st_size > 500
+
+
+def test_a_second_run_resumes_and_gives_the_same_functional(recipe, output, capsys):
+    path = output / "x-tiny.h5"
+    before = path.read_bytes()
+    lost = output / "descriptors" / "descriptors" / "PBE" / "He.h5"
+    kept = output / "descriptors" / "descriptors" / "PBE" / "H2.h5"
+    time = kept.stat().st_mtime_ns
+    lost.unlink()
+    assert main([str(recipe), "--output", str(output)]) == 0
+    assert kept.stat().st_mtime_ns == time and lost.exists()
+    assert path.read_bytes() == before
+    assert "stretched" not in capsys.readouterr().err  # nothing was left out
+
+
+def test_a_foreign_store_is_refused(recipe, output, capsys):
+    other = recipe.with_name("other.toml")
+    other.write_text(RECIPE.replace("def2-svp", "def2-svpd"))
+    assert main([str(other), "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert "another recipe" in error and "basis" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RECIPE.replace("chebyshev_degree", "chebychev_degree"), "chebyshev_degree"),
+        (RECIPE.replace("He.xyz", "absent.xyz"), "absent.xyz"),
+        (RECIPE.replace('"PBE", "HF"', "3"), "densities"),
+    ],
+)
+def test_bad_recipes_are_one_line_and_code_2(recipe, tmp_path, capsys, text, message):
+    bad = recipe.with_name("bad.toml")
+    bad.write_text(text)
+    assert main([str(bad), "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_largest_error_bar_is_finite(output):
+    posterior = load_posterior(output / "x-tiny.h5")
+    assert all(np.isfinite(values).all() for values in posterior.values())

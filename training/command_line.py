@@ -1,0 +1,110 @@
+"""The ``cider-train`` command: from a recipe to a functional file and a report."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from cider.features.atom_by_atom import atom_by_atom_convolution
+from cider.features.convolution import GaussianConvolution
+from cider.features.nldf import Nldf
+from cider.plugins.pyscf.grids import atomic_grids
+from cider.training.evaluation import HELD_OUT, display_unit, summarize
+from cider.training.recipe import Recipe, read_recipe
+from cider.training.store import StoreError
+from cider.training.train import Trained, train
+
+_BAD_INPUT, _INTERRUPTED = 2, 130
+
+DEFAULT_RECIPE, SMALL_RECIPE = "x-nldf.toml", "small.toml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0 done, 2 bad input or no space, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True)
+    try:
+        recipe = _recipe(options)
+        trained = train(
+            recipe, convolution, options.output, options.references, options.workers, console
+        )
+    except (ValueError, StoreError, OSError) as error:
+        print(f"cider-train: {' '.join(str(error).split())}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print(
+            "cider-train: interrupted; the same command goes on where it stopped", file=sys.stderr
+        )
+        return _INTERRUPTED
+    _print_result(trained)
+    return 0
+
+
+def convolution(mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
+    """The convolution of built PySCF grids, for densities that are seen once."""
+    return atom_by_atom_convolution(
+        np.asarray(grids.coords),
+        np.asarray(grids.quadrature_weights),
+        atomic_grids(mol, grids),
+        nldf.source_ladder.exponents,
+        nldf.target_ladder.exponents,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cider-train",
+        description="Train an exchange functional: reference data, descriptors, fit, validation. "
+        "An interrupted run goes on where it stopped.",
+    )
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("recipe", nargs="?", type=Path, help="TOML file (default: that of x-nldf)")
+    choice.add_argument(
+        "--small", action="store_true", help="few atoms and molecules: minutes on two cores"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes, of one thread each (default: 1)"
+    )
+    parser.add_argument("--output", type=Path, help="folder of the run (default: cider-NAME)")
+    parser.add_argument(
+        "--references",
+        type=Path,
+        help="store of reference data to share with other recipes (default: within the output)",
+    )
+    return parser
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    if options.workers < 1:
+        raise ValueError(f"--workers {options.workers}: at least one is needed")
+    if options.recipe is not None:
+        return read_recipe(options.recipe)
+    name = SMALL_RECIPE if options.small else DEFAULT_RECIPE
+    with resources.as_file(resources.files("cider.training") / "recipes" / name) as path:
+        return dataclasses.replace(read_recipe(path), origin=".")
+
+
+def _print_result(trained: Trained) -> None:
+    for density, evaluation in trained.evaluations.items():
+        for kind in ("aex", "total"):
+            mask = evaluation.mask(kind=kind, role=HELD_OUT)
+            if mask.any():
+                unit, factor = display_unit(kind)
+                errors = summarize(evaluation.error[mask] * factor)
+                print(
+                    f"{density} densities, {errors.count} held-out molecules: {kind} MAE "
+                    f"{errors.mae:.2f}, largest {errors.largest:.2f} {unit}"
+                )
+    if trained.failures:
+        print(f"{len(trained.failures)} left out, see the report")
+    print(f"functional: {trained.path}\nreport: {trained.report}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+r"""The fit: a Gaussian process on linear functionals of the enhancement factor.
+
+The parameters are the coefficients of :math:`T_k(x_i)` (main effects) and of
+:math:`T_k(x_i) T_l(x_j)`, i < j, k, l >= 1 (pair effects). Their prior comes from one-dimensional
+Gaussian kernels on [-1, 1], :math:`k_i(x, x') \approx \sum_{kl} L^i_{kl} T_k(x) T_l(x')`:
+
+.. math:: \mathrm{cov} = s_i^2 L^i \quad\text{(main)}, \qquad
+          s_2^2 s_i^2 s_j^2\, L^i \otimes L^j \quad\text{(pairs)}.
+
+Observations are linear in the parameters with per-system integrals for coefficients, so the fit
+and its marginal likelihood never touch a grid. Energies are in mHa here, so that all numbers are
+of order one.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy import optimize
+
+from cider.conventions import float64
+from cider.training.integrals import Integrals
+from cider.training.observations import Observation, coefficient_matrix
+from cider.training.recipe import ModelChoice
+
+_MILLI = 1e3
+_NODES = 48
+_JITTER = 1e-8
+
+Hyperparameters = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Observations as the fit sees them, in mHa.
+
+    ``noise_groups`` are indices into the fitted noises; ``same_system`` marks pairs of observations
+    that differ by their density alone, whose model error is common.
+    """
+
+    features: Float[np.ndarray, "observation parameter"]
+    targets: Float[np.ndarray, " observation"]
+    groups: tuple[str, ...]
+    noise_groups: np.ndarray
+    same_system: np.ndarray
+    num_inputs: int
+    degree: int
+
+    @property
+    def several_densities(self) -> bool:
+        """Whether any system is observed at more than one density."""
+        return bool(self.same_system.sum() > len(self.targets))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Posterior of the parameters.
+
+    ``covariance_factor`` F gives the covariance F Fᵀ, ``hyperparameters`` what was optimised:
+    lengths, amplitudes, noises (mHa). ``left_out`` are the errors (Ha) of the observations when
+    their system is left out.
+    """
+
+    weights: Float[np.ndarray, " parameter"]
+    covariance_factor: Float[np.ndarray, "parameter rank"]
+    hyperparameters: Mapping[str, np.ndarray]
+    groups: tuple[str, ...]
+    log_likelihood: float
+    left_out: Float[np.ndarray, " observation"]
+    left_out_sigma: Float[np.ndarray, " observation"]
+    num_inputs: int
+    degree: int
+
+    @property
+    def quadratic_form(self) -> Float[np.ndarray, "basis basis"]:
+        """The matrix Q of ``QuadraticGaussianProcess``."""
+        return quadratic_form(self.weights, self.num_inputs, self.degree)
+
+    def noise(self, group: str) -> float:
+        """Fitted noise (Ha) of a group of observations; that of molecules for unknown ones."""
+        noises = dict(zip(self.groups, self.hyperparameters["noise"], strict=True))
+        value = noises.get(group, noises.get("molecule", max(noises.values())))
+        return float(value) / _MILLI
+
+    def energies(self, features: Float[np.ndarray, "any parameter"]) -> Float[np.ndarray, " any"]:
+        """Learned energies (Ha)."""
+        return features @ self.weights
+
+    def sigma(self, features: Float[np.ndarray, "any parameter"]) -> Float[np.ndarray, " any"]:
+        """Standard deviations (Ha) of learned energies by the posterior alone."""
+        return np.sqrt(np.sum((features @ self.covariance_factor) ** 2, axis=1))
+
+
+def parameter_features(
+    matrices: Float[np.ndarray, "any basis basis"], num_inputs: int, degree: int
+) -> Float[np.ndarray, "any parameter"]:
+    """Coefficients of the parameters in the learned energies, from the integrals M."""
+    main = matrices[:, 0, 1:]
+    blocks = matrices[:, 1:, 1:].reshape(-1, num_inputs, degree, num_inputs, degree)
+    pairs = [
+        blocks[:, i, :, j, :].reshape(-1, degree**2)
+        for i, j in itertools.combinations(range(num_inputs), 2)
+    ]
+    return np.concatenate([main, *pairs], axis=1)
+
+
+def quadratic_form(
+    weights: Float[np.ndarray, " parameter"], num_inputs: int, degree: int
+) -> Float[np.ndarray, "basis basis"]:
+    """The symmetric Q whose product with M is the parameters' with their coefficients."""
+    size = num_inputs * degree
+    q = np.zeros((1 + size, 1 + size))
+    q[0, 1:] = weights[:size]
+    blocks = q[1:, 1:].reshape(num_inputs, degree, num_inputs, degree)
+    pairs = weights[size:].reshape(-1, degree, degree)
+    for pair, (i, j) in zip(pairs, itertools.combinations(range(num_inputs), 2), strict=True):
+        blocks[i, :, j, :] = pair
+    return (q + q.T) / 2
+
+
+def build_problem(
+    observations: Sequence[Observation],
+    integrals: Integrals,
+    baseline: str,
+    degree: int,
+    groups: tuple[str, ...] = (),
+) -> Problem:
+    """The observations as linear equations for the parameters.
+
+    ``groups`` are the noise groups of a larger problem, where its hyperparameters will be used.
+    """
+    num_inputs = (integrals.matrices.shape[1] - 1) // degree
+    combine = coefficient_matrix(observations, integrals.keys)
+    features = parameter_features(integrals.matrices, num_inputs, degree)
+    exact = np.array([o.value for o in observations])
+    groups = groups or tuple(sorted({o.noise for o in observations}))
+    names = np.array([f"{o.kind} {o.name}" for o in observations])
+    return Problem(
+        _MILLI * (combine @ features),
+        _MILLI * (exact - combine @ integrals.baselines[baseline]),
+        groups,
+        np.array([groups.index(o.noise) for o in observations]),
+        names[:, None] == names,
+        num_inputs,
+        degree,
+    )
+
+
+@float64
+def fit(problem: Problem, choice: ModelChoice, num_semilocal: int, seed: int) -> Fit:
+    """Maximise the marginal likelihood from several starts, and give the posterior.
+
+    Raises:
+        ValueError: There are no observations, or no start led to a finite likelihood.
+    """
+    if not len(problem.targets):
+        raise ValueError("there is nothing to fit: no observation of role 'training' has data")
+    layout, bounds = _layout(problem, choice, num_semilocal)
+    arrays = _as_arrays(problem)
+
+    def unpack(vector: Any) -> dict[str, Any]:
+        return {name: jnp.exp(vector[part]) for name, part in layout.items()}
+
+    def objective(vector: Array) -> Array:
+        return -log_marginal_likelihood(arrays, unpack(vector)) / len(problem.targets)
+
+    value_and_gradient = jax.jit(jax.value_and_grad(objective))
+
+    def for_scipy(vector: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = value_and_gradient(jnp.asarray(vector))
+        if not np.isfinite(value):
+            return 1e10, np.zeros_like(vector)
+        return float(value), np.asarray(gradient)
+
+    random = np.random.default_rng(seed)
+    best = None
+    for start in range(choice.starts):
+        shares = np.full(len(bounds), 0.5) if start == 0 else random.uniform(0.2, 0.8, len(bounds))
+        guess = bounds[:, 0] + shares * (bounds[:, 1] - bounds[:, 0])
+        found = optimize.minimize(
+            for_scipy,
+            guess,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": choice.iterations},
+        )
+        if found.fun < 1e9 and (best is None or found.fun < best.fun):
+            best = found
+    if best is None:
+        raise ValueError("no start of the fit gave a finite likelihood: widen the bounds")
+    hyperparameters = {k: np.asarray(v) for k, v in unpack(jnp.asarray(best.x)).items()}
+    return posterior(problem, hyperparameters)
+
+
+@float64
+def posterior(problem: Problem, hyperparameters: Mapping[str, np.ndarray]) -> Fit:
+    """The posterior of the parameters with given hyperparameters."""
+    arrays = _as_arrays(problem)
+    given = {k: jnp.asarray(v) for k, v in hyperparameters.items()}
+    smoothed = np.asarray(_times_prior(arrays["features"], given, problem.num_inputs))
+    covariance = np.asarray(_covariance(arrays, given))
+    inverse = np.linalg.inv(covariance)
+    inverse = (inverse + inverse.T) / 2
+    solved = inverse @ problem.targets
+    prior = np.asarray(_prior_matrix(given, problem.num_inputs, problem.degree))
+    left_out, left_out_sigma = _left_out(problem, inverse, solved)
+    return Fit(
+        smoothed.T @ solved,
+        _covariance_factor(problem, prior - smoothed.T @ inverse @ smoothed),
+        dict(hyperparameters),
+        problem.groups,
+        float(log_marginal_likelihood(arrays, given)),
+        left_out / _MILLI,
+        left_out_sigma / _MILLI,
+        problem.num_inputs,
+        problem.degree,
+    )
+
+
+def log_marginal_likelihood(arrays: Mapping[str, Array], given: Hyperparameters) -> Array:
+    """Of the observations (mHa), noise included."""
+    factor = jnp.linalg.cholesky(_covariance(arrays, given))
+    white = jax.scipy.linalg.solve_triangular(factor, arrays["targets"], lower=True)
+    size = white.shape[0]
+    return (
+        -0.5 * white @ white
+        - jnp.sum(jnp.log(jnp.diagonal(factor)))
+        - 0.5 * size * jnp.log(2 * jnp.pi)
+    )
+
+
+def chebyshev_kernel(
+    lengths: Float[Array, " input"], degree: int
+) -> Float[Array, "input degree degree"]:
+    """Coefficients L of Gaussian kernels of these lengths on [-1, 1], without the constants."""
+    angle = np.pi * (np.arange(_NODES) + 0.5) / _NODES
+    nodes = np.cos(angle)
+    # The discrete cosine transform, from values at Chebyshev nodes to coefficients 1 to degree.
+    transform = 2 / _NODES * np.cos(np.outer(np.arange(1, degree + 1), angle))
+    distance = nodes[:, None] - nodes
+    kernel = jnp.exp(-0.5 * distance[None] ** 2 / lengths[:, None, None] ** 2)
+    return jnp.einsum("kx,ixy,ly->ikl", transform, kernel, transform)
+
+
+def _layout(
+    problem: Problem, choice: ModelChoice, num_semilocal: int
+) -> tuple[dict[str, slice], np.ndarray]:
+    """Places and (logarithmic) bounds of the hyperparameters in one vector."""
+    lengths = [
+        choice.semilocal_length_bounds if i < num_semilocal else choice.nldf_length_bounds
+        for i in range(problem.num_inputs)
+    ]
+    sizes = {
+        "length": lengths,
+        "amplitude": [(1e-3, 3.0)] * problem.num_inputs,
+        "interaction": [(1e-2, 1e2)],
+        "noise": [choice.noise_bounds] * len(problem.groups),
+    }
+    if problem.several_densities:
+        sizes["density_noise"] = [choice.density_noise_bounds]
+    layout, bounds = {}, []
+    for name, entries in sizes.items():
+        layout[name] = slice(len(bounds), len(bounds) + len(entries))
+        bounds += entries
+    return layout, np.log(np.array(bounds))
+
+
+def _as_arrays(problem: Problem) -> dict[str, Any]:
+    return {
+        "features": jnp.asarray(problem.features),
+        "targets": jnp.asarray(problem.targets),
+        "noise_groups": jnp.asarray(problem.noise_groups),
+        "same_system": jnp.asarray(problem.same_system.astype(float)),
+        "num_inputs": problem.num_inputs,
+    }
+
+
+def _covariance(arrays: Mapping[str, Any], given: Hyperparameters) -> Array:
+    features = arrays["features"]
+    smoothed = _times_prior(features, given, arrays["num_inputs"])
+    noise = given["noise"][arrays["noise_groups"]]
+    variance = jnp.outer(noise, noise) * arrays["same_system"]
+    own = _JITTER + (given["density_noise"][0] ** 2 if "density_noise" in given else 0.0)
+    return smoothed @ features.T + variance + own * jnp.eye(features.shape[0])
+
+
+def _times_prior(features: Array, given: Hyperparameters, num_inputs: int) -> Array:
+    """Coefficients of observations times the prior covariance of the parameters."""
+    count = features.shape[0]
+    degree = _degree(features.shape[1], num_inputs)
+    size = num_inputs * degree
+    scaled = given["amplitude"][:, None, None] ** 2 * chebyshev_kernel(given["length"], degree)
+    main = jnp.einsum("nik,ikl->nil", features[:, :size].reshape(count, num_inputs, degree), scaled)
+    first, second = np.triu_indices(num_inputs, 1)
+    pairs = features[:, size:].reshape(count, len(first), degree, degree)
+    mixed = jnp.einsum("npkl,pka->npal", pairs, scaled[first])
+    mixed = jnp.einsum("npal,plb->npab", mixed, scaled[second])
+    mixed = given["interaction"][0] ** 2 * mixed
+    return jnp.concatenate([main.reshape(count, size), mixed.reshape(count, -1)], axis=1)
+
+
+def _prior_matrix(given: Hyperparameters, num_inputs: int, degree: int) -> Array:
+    size = num_inputs * degree + num_inputs * (num_inputs - 1) // 2 * degree**2
+    return _times_prior(jnp.eye(size), given, num_inputs)
+
+
+def _degree(num_parameters: int, num_inputs: int) -> int:
+    pairs = num_inputs * (num_inputs - 1) // 2
+    for degree in range(1, 65):
+        if num_inputs * degree + pairs * degree**2 == num_parameters:
+            return degree
+    raise ValueError(f"{num_parameters} parameters do not fit {num_inputs} inputs")
+
+
+def _left_out(
+    problem: Problem, inverse: np.ndarray, solved: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and their predicted standard deviations, each system left out at all densities."""
+    errors, sigma = np.empty(len(solved)), np.empty(len(solved))
+    done = np.zeros(len(solved), dtype=bool)
+    for row in range(len(solved)):
+        if done[row]:
+            continue
+        block = np.flatnonzero(problem.same_system[row])
+        covariance = np.linalg.inv(inverse[np.ix_(block, block)])
+        errors[block] = -covariance @ solved[block]  # predicted minus exact
+        sigma[block] = np.sqrt(np.diag(covariance))
+        done[block] = True
+    return errors, sigma
+
+
+def _covariance_factor(problem: Problem, covariance: np.ndarray, rank: int = 96) -> np.ndarray:
+    """A factor of low rank that keeps the variances of the observed kind of combinations."""
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    seen = problem.features @ root
+    # Directions that no observation sees count a little, in case another molecule does.
+    weight = 1e-3 * np.mean(np.sum(problem.features**2, axis=0)) / len(seen)
+    metric = seen.T @ seen / len(seen) + weight * root.T @ root
+    _, directions = np.linalg.eigh(metric)
+    return root @ directions[:, ::-1][:, : min(rank, root.shape[1])]

@@ -1,0 +1,192 @@
+r"""Integrals of the model's basis functions: what a fit needs of a density, once and for all.
+
+.. math:: M = \sum_g e_g \left[t(x_g)\, t(x_g)^T - t(x_0)\, t(x_0)^T\right]
+
+with :math:`e_g` the LDA exchange energy of a grid point, t the Chebyshev basis of
+``cider.gaussian_process`` and :math:`x_0` the uniform gas. The learned energy of a density is then
+:math:`\langle Q, M\rangle`, for any quadratic form Q.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cider.baselines import BASELINES
+from cider.conventions import REDUCED_GRADIENT_PREFACTOR, float64
+from cider.exchange import Descriptors
+from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
+from cider.input_transform import InputTransform, fit_input_transform
+from cider.training.descriptors import PointSet, read_points
+from cider.training.store import Record, Store
+
+POINTS_PER_SYSTEM = 2000
+"""Points that each system adds to the sample from which the input transform is fitted."""
+
+_BLOCK = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Integrals:
+    """Integrals of many densities (Ha), and the energies of the baselines.
+
+    ``keys`` are system keys, ``<density>/<name>``; ``baselines`` go by the baseline's name.
+    """
+
+    keys: tuple[str, ...]
+    matrices: Float[np.ndarray, "system basis basis"]
+    baselines: Mapping[str, Float[np.ndarray, " system"]]
+
+
+@float64
+def sampled_transform(store: Store, keys: Sequence[str], seed: int) -> InputTransform:
+    """The input transform of an energy-weighted sample of the points of descriptor records.
+
+    Every system counts the same, whatever its size; its points count by their LDA energy.
+    """
+    samples = []
+    for index, key in enumerate(keys):
+        points = read_points(store.read(f"descriptors/{key}"))
+        share = np.abs(points.lda_energy)
+        random = np.random.default_rng((seed, index))
+        chosen = random.choice(share.size, POINTS_PER_SYSTEM, p=share / share.sum())
+        samples.append((points.semilocal[:, chosen], points.nonlocal_[:, chosen]))
+    semilocal = np.concatenate([s for s, _ in samples], axis=1)
+    nonlocal_ = np.concatenate([z for _, z in samples], axis=1)
+    return fit_input_transform(semilocal, nonlocal_, np.ones(semilocal.shape[1]))
+
+
+@float64
+def uniform_gas_anchor(
+    descriptors: Descriptors, transform: InputTransform
+) -> Float[np.ndarray, " input"]:
+    """The model's inputs in the uniform gas, where the learned part must vanish."""
+    return np.asarray(transform(*map(jnp.asarray, descriptors.ueg)))[:, 0]
+
+
+@float64
+def integrate(
+    points: PointSet, transform: InputTransform, anchor: Float[np.ndarray, " input"], degree: int
+) -> Float[np.ndarray, "basis basis"]:
+    """The integrals M (Ha) of one density."""
+    total = np.zeros((1 + anchor.size * degree,) * 2)
+    for semilocal, nonlocal_, energy in _blocks(points):
+        total += np.asarray(_block_integral(transform, semilocal, nonlocal_, energy, degree))
+    at_anchor = np.asarray(chebyshev_basis(jnp.asarray(anchor)[:, None], degree))[0]
+    return total - points.lda_energy.sum() * np.outer(at_anchor, at_anchor)
+
+
+def integrate_all(
+    folder: Path,
+    descriptors: Store,
+    keys: Sequence[str],
+    transform: InputTransform,
+    anchor: Float[np.ndarray, " input"],
+    degree: int,
+) -> Integrals:
+    """The integrals of many descriptor records, kept in a store in ``folder``.
+
+    Each transform and degree has a store of its own; finished records are not computed again.
+    """
+    digest = hashlib.sha256()
+    for array in (*_arrays(transform), anchor):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    settings = {
+        "content": "integrals",
+        "version": 1,
+        "descriptors": descriptors.recipe_hash,
+        "transform": digest.hexdigest()[:16],
+        "degree": degree,
+    }
+    store = Store(folder / f"{settings['transform']}-{degree}", settings)
+    matrices, baselines = [], []
+    for key in keys:
+        name = f"integrals/{key}"
+        if name not in store:
+            record = descriptors.read(f"descriptors/{key}")
+            values = integrate(read_points(record), transform, anchor, degree)
+            facts = {"baselines": record.facts["baselines"]}
+            store.write(Record(name, {"matrix": values}, facts))
+        record = store.read(name)
+        matrices.append(record.arrays["matrix"])
+        baselines.append(record.facts["baselines"])
+    return Integrals(
+        tuple(keys),
+        np.array(matrices),
+        {name: np.array([b[name] for b in baselines]) for name in BASELINES},
+    )
+
+
+@float64
+def enhancement_range(
+    points: PointSet,
+    baseline: str,
+    transform: InputTransform,
+    model: QuadraticGaussianProcess,
+    least_density: float = 1e-3,
+) -> tuple[float, float]:
+    """Least and largest enhancement factor where the density is above ``least_density``."""
+    chosen = points.rho > least_density
+    dense = PointSet(
+        points.rho[chosen],
+        points.lda_energy[chosen],
+        points.semilocal[:, chosen],
+        points.nonlocal_[:, chosen],
+    )
+    values = [
+        np.asarray(_block_enhancement(transform, model, baseline, semilocal, nonlocal_))
+        for semilocal, nonlocal_, _ in _blocks(dense)
+    ]
+    if not values:
+        return np.nan, np.nan
+    factors = np.concatenate(values)[: dense.rho.size]
+    return float(factors.min()), float(factors.max())
+
+
+def _blocks(points: PointSet) -> list[tuple[Array, Array, Array]]:
+    """Blocks of one size; the last is filled up with copies of a point without energy."""
+    blocks = []
+    for start in range(0, points.rho.size, _BLOCK):
+        index = np.arange(start, start + _BLOCK)
+        inside = index < points.rho.size
+        index = np.where(inside, index, 0)
+        energy = np.where(inside, points.lda_energy[index], 0.0)
+        arrays = (points.semilocal[:, index], points.nonlocal_[:, index], energy)
+        blocks.append(tuple(map(jnp.asarray, arrays)))
+    return blocks
+
+
+@eqx.filter_jit
+def _block_integral(
+    transform: InputTransform, semilocal: Array, nonlocal_: Array, energy: Array, degree: int
+) -> Array:
+    t = chebyshev_basis(transform(semilocal, nonlocal_), degree)
+    return (t * energy[:, None]).T @ t
+
+
+@eqx.filter_jit
+def _block_enhancement(
+    transform: InputTransform,
+    model: QuadraticGaussianProcess,
+    baseline: str,
+    semilocal: Array,
+    nonlocal_: Array,
+) -> Array:
+    p = 4 * (1 + semilocal[0]) / (1 - semilocal[0])  # the inverse of bounded_gradient
+    one = jnp.ones_like(p)
+    base = BASELINES[baseline](one, p / REDUCED_GRADIENT_PREFACTOR)
+    return base + model(transform(semilocal, nonlocal_))
+
+
+def _arrays(transform: InputTransform) -> tuple[np.ndarray, ...]:
+    return (
+        transform.semilocal_mean,
+        transform.semilocal_scale,
+        transform.regression,
+        transform.whitening,
+    )

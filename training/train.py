@@ -1,0 +1,330 @@
+"""A training run from recipe to functional file: the stages in their order."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from rich.console import Console
+
+from cider.conventions import KCAL_PER_MOL
+from cider.exchange import LearnedExchange
+from cider.files import save_functional
+from cider.gaussian_process import QuadraticGaussianProcess
+from cider.training.configuration import RecipeError, to_table
+from cider.training.descriptors import (
+    Convolution,
+    descriptor_settings,
+    descriptors_of,
+    produce_descriptors,
+    read_points,
+)
+from cider.training.evaluation import MILLIHARTREE, Evaluation, calibrate, evaluate, summarize
+from cider.training.fit import Fit, build_problem, fit, parameter_features, posterior
+from cider.training.integrals import (
+    Integrals,
+    enhancement_range,
+    integrate_all,
+    sampled_transform,
+    uniform_gas_anchor,
+)
+from cider.training.observations import (
+    Observation,
+    build_observations,
+    coefficient_matrix,
+    exchange_energies,
+    system_key,
+    total_observations,
+)
+from cider.training.produce import produce_references
+from cider.training.recipe import Recipe
+from cider.training.reference import reference_key
+from cider.training.report import LearningPoint, Report, write_report
+from cider.training.store import Store, content_hash
+
+_PACKAGES = ("cider-xc", "jax", "numpy", "pyscf", "scipy")
+_SEMILOCAL = {"PBE": "PBE_X", "r2SCAN": "R2SCAN_X"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run made: the functional, its file and report, and what had to be left out."""
+
+    functional: LearnedExchange
+    path: Path
+    report: Path
+    evaluations: Mapping[str, Evaluation]
+    failures: Mapping[str, str]
+
+
+def train(
+    recipe: Recipe,
+    convolution: Convolution | None = None,
+    folder: Path | None = None,
+    references: Path | None = None,
+    workers: int = 1,
+    console: Console | None = None,
+) -> Trained:
+    """Make (or complete) the data of ``recipe``, fit, validate, and write file and report.
+
+    Everything lies in ``folder``; ``references`` may be the store of another run with the same
+    reference settings. What is finished is not computed again.
+
+    Raises:
+        RecipeError: The recipe's systems give nothing to fit.
+        StoreError: A folder holds the data of another recipe, or a record is damaged.
+        DiskFullError: There is no space left; what is finished is intact.
+    """
+    console = console or Console(stderr=True)
+    folder = folder or recipe.folder
+    jobs = recipe.jobs()
+
+    reference_store = Store(references or folder / "references", recipe.reference.to_dict())
+    made = produce_references(reference_store, jobs, recipe.reference, workers, console)
+    failures = dict(made.failed)
+
+    settings = descriptor_settings(recipe.features, reference_store)
+    descriptor_store = Store(folder / "descriptors", settings)
+    facts = _facts(reference_store, [system_key(j.density, j.system.name) for j in jobs])
+    energies = exchange_energies(facts)
+    ready = [job for job in jobs if job.label in energies]
+    described = produce_descriptors(
+        descriptor_store, reference_store, ready, recipe.features, convolution, workers, console
+    )
+    failures |= described.failed
+    keys = [job.label for job in ready if job.label not in described.failed]
+    return _train_on(
+        recipe, folder, descriptor_store, {k: facts[k] for k in keys}, failures, console
+    )
+
+
+def _train_on(
+    recipe: Recipe,
+    folder: Path,
+    store: Store,
+    facts: Mapping[str, Mapping[str, Any]],
+    failures: Mapping[str, str],
+    console: Console,
+) -> Trained:
+    """The stages after the descriptors of all the densities in ``facts`` are there."""
+    systems, choice = recipe.all_systems(), recipe.model
+    energies = exchange_energies(facts)
+    observations, skipped = build_observations(
+        energies, systems, recipe.densities, recipe.reactions
+    )
+    failures = {**{s.name: s.reason for s in skipped}, **failures}
+    training = [o for o in observations if o.role == "training"]
+    if not training:
+        raise RecipeError(
+            "no observation of role 'training' has data: the recipe needs atoms, and molecules "
+            "made of them"
+        )
+    console.print(f"fit to {len(training)} observations", markup=False, highlight=False)
+
+    main = recipe.densities[0]
+    roles = {system.name: system.role for system in systems}
+    names = [key.split("/", 1) for key in energies]
+    sample = [f"{d}/{n}" for d, n in names if d == main and roles[n] == "training"]
+    descriptors = descriptors_of(recipe.features)
+    transform = sampled_transform(store, sample, recipe.seed)
+    anchor = uniform_gas_anchor(descriptors, transform)
+    integrals = integrate_all(
+        folder / "integrals", store, list(energies), transform, anchor, choice.chebyshev_degree
+    )
+    problem = build_problem(training, integrals, choice.baseline, choice.chebyshev_degree)
+    fitted = fit(problem, choice, len(descriptors.ueg[0]), recipe.seed)
+    model = QuadraticGaussianProcess(fitted.quadratic_form, anchor, choice.chebyshev_degree)
+    functional = LearnedExchange(recipe.name, choice.baseline, descriptors, transform, model)
+
+    predict = _Predictor(fitted, integrals, choice.baseline, training, 1.0)
+    scale = _calibration(predict, observations)
+    predict = dataclasses.replace(predict, scale=scale)
+    semilocal = {label: exchange_energies(facts, name) for label, name in _SEMILOCAL.items()}
+    evaluations = {}
+    for density in recipe.densities:
+        shown = tuple(o for o in observations if o.density == density and o.kind != "total")
+        shown += total_observations(energies, systems, density)
+        if shown:
+            evaluations[density] = evaluate(shown, systems, *predict(shown), semilocal)
+
+    rows = _error_rows(evaluations)
+    ranges = [
+        enhancement_range(
+            read_points(store.read(f"descriptors/{k}")), choice.baseline, transform, model
+        )
+        for k in sample
+    ]
+    data = {key: energies[key] for key in sorted(energies)}
+    provenance = {
+        "recipe": {k: v for k, v in to_table(recipe).items() if k not in ("origin", "output")},
+        "recipe_hash": recipe.hash(),
+        "data_hash": content_hash(data),
+        "observations": len(training),
+        "densities": {d: sum(k.startswith(f"{d}/") for k in energies) for d in recipe.densities},
+        "left_out": len(failures),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "log_likelihood": fitted.log_likelihood,
+        "hyperparameters": _hyperparameters(fitted),
+        "calibration": scale,
+        "largest_coefficient": float(np.abs(fitted.quadratic_form).max()),
+        "enhancement_factor_range": [
+            float(np.nanmin([low for low, _ in ranges])),
+            float(np.nanmax([high for _, high in ranges])),
+        ],
+        "errors": rows,
+    }
+    path = folder / f"{recipe.name}.h5"
+    posterior_arrays = {
+        "covariance_factor": fitted.covariance_factor,
+        "noise": np.array([fitted.noise("molecule")]),
+        "calibration": np.array([scale]),
+    }
+    save_functional(path, functional, provenance, posterior_arrays)
+    report = Report(
+        f"{recipe.name}: exchange, trained by cider-train",
+        evaluations,
+        _learning_curve(recipe, fitted, training, observations, integrals),
+        _summary(provenance, path),
+        failures,
+    )
+    return Trained(functional, path, write_report(report, folder / "report"), evaluations, failures)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Predictor:
+    """Energies of observations and their standard deviations (Ha)."""
+
+    fitted: Fit
+    integrals: Integrals
+    baseline: str
+    training: Sequence[Observation]
+    scale: float
+
+    def __call__(
+        self, observations: Sequence[Observation]
+    ) -> tuple[Float[np.ndarray, " observation"], Float[np.ndarray, " observation"]]:
+        fitted = self.fitted
+        combine = coefficient_matrix(observations, self.integrals.keys)
+        features = combine @ parameter_features(
+            self.integrals.matrices, fitted.num_inputs, fitted.degree
+        )
+        base = combine @ self.integrals.baselines[self.baseline]
+        noise = np.array([fitted.noise(o.noise) for o in observations])
+        sigma = self.scale * np.hypot(fitted.sigma(features), noise)
+        return base + fitted.energies(features), sigma
+
+
+def _calibration(predict: _Predictor, observations: Sequence[Observation]) -> float:
+    """The factor that puts 68 % of the errors of unseen molecules within one sigma.
+
+    Unseen are the tuning part, and training molecules when left out of the fit.
+    """
+    tuning = [o for o in observations if o.role == "tuning" and o.kind == "aex"]
+    ratios = []
+    if tuning:
+        predicted, sigma = predict(tuning)
+        ratios.append(np.abs(predicted - [o.value for o in tuning]) / sigma)
+    fitted = predict.fitted
+    molecules = np.array([o.noise == "molecule" for o in predict.training], dtype=bool)
+    ratios.append(np.abs(fitted.left_out[molecules]) / fitted.left_out_sigma[molecules])
+    unseen = np.concatenate(ratios)
+    return float(np.quantile(unseen, 0.683)) if unseen.size else 1.0
+
+
+def _learning_curve(
+    recipe: Recipe,
+    fitted: Fit,
+    training: Sequence[Observation],
+    observations: Sequence[Observation],
+    integrals: Integrals,
+) -> tuple[LearningPoint, ...]:
+    """Errors of fits to nested shares of the training systems, with all the atoms.
+
+    The hyperparameters stay those of the whole fit.
+    """
+    test = [
+        o
+        for o in observations
+        if (o.role, o.kind, o.density) == ("test", "aex", recipe.densities[0])
+    ]
+    names = sorted({o.name for o in training if o.kind != "total"})
+    if not test or len(names) < 8:
+        return ()
+    order = np.random.default_rng(recipe.seed).permutation(len(names))
+    exact = np.array([o.value for o in test])
+    model, points = recipe.model, []
+    for share in (0.125, 0.25, 0.5, 1.0):
+        count = round(share * len(names))
+        chosen = {names[i] for i in order[:count]}
+        part = [o for o in training if o.kind == "total" or o.name in chosen]
+        problem = build_problem(
+            part, integrals, model.baseline, model.chebyshev_degree, fitted.groups
+        )
+        smaller = posterior(problem, fitted.hyperparameters)
+        predicted, _ = _Predictor(smaller, integrals, model.baseline, part, 1.0)(test)
+        errors = summarize((predicted - exact) * KCAL_PER_MOL)
+        points.append(LearningPoint(count, errors.mae, errors.largest))
+    return tuple(points)
+
+
+def _error_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    parts = {"held-out": "test", "the ten": "ten"}
+    units = {"aex": ("kcal/mol", KCAL_PER_MOL), "total": ("mHa", MILLIHARTREE)}
+    rows: list[dict[str, Any]] = []
+    for density, quantity, part in itertools.product(evaluations, units, parts):
+        evaluation = evaluations[density]
+        mask = evaluation.mask(kind=quantity, role=parts[part])
+        if not mask.any():
+            continue
+        unit, factor = units[quantity]
+        errors = summarize(evaluation.error[mask] * factor)
+        within = calibrate(evaluation.error[mask], evaluation.sigma[mask]).within_one
+        rows.append(
+            {
+                "quantity": quantity,
+                "density": density,
+                "part": part,
+                "count": errors.count,
+                "mae": errors.mae,
+                "max": errors.largest,
+                "within_1_sigma": within,
+                "unit": unit,
+            }
+        )
+    return rows
+
+
+def _hyperparameters(fitted: Fit) -> dict[str, Any]:
+    values = {k: [float(x) for x in v] for k, v in fitted.hyperparameters.items()}
+    noises = dict(zip(fitted.groups, values.pop("noise"), strict=True))
+    return {**values, "noise_mHa": noises}
+
+
+def _summary(provenance: Mapping[str, Any], path: Path) -> dict[str, str]:
+    low, high = provenance["enhancement_factor_range"]
+    return {
+        "functional file": f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}",
+        "recipe": provenance["recipe_hash"],
+        "data": provenance["data_hash"],
+        "observations": str(provenance["observations"]),
+        "enhancement factor where rho > 1e-3": f"{low:.3f} to {high:.3f}",
+        "largest coefficient": f"{provenance['largest_coefficient']:.3g}",
+        "log marginal likelihood": f"{provenance['log_likelihood']:.2f}",
+        "calibration of sigma": f"{provenance['calibration']:.3f}",
+        "versions": ", ".join(f"{n} {v}" for n, v in provenance["versions"].items()),
+    }
+
+
+def _facts(store: Store, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    facts = {}
+    for label in labels:
+        density, name = label.split("/", 1)
+        key = reference_key(name, density)
+        if key in store:
+            facts[label] = dict(store.read(key).facts)
+    return facts
