@@ -14,7 +14,6 @@ from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.training import fit as fitting
-from cider.training.command_line import convolution
 from cider.training.descriptors import (
     compute_descriptors,
     density_on_grid,
@@ -181,7 +180,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def points(reference):
-    return read_points(compute_descriptors(reference, FEATURES, convolution))
+    return read_points(compute_descriptors(reference, FEATURES, becke_convolution))
 
 
 def _functional(points):
@@ -204,7 +203,7 @@ def test_integrals_give_the_energy_of_the_functional(reference, points):
     density = density_on_grid(mol, grids.coords, dm)
     linear_map = becke_convolution(mol, grids, nldf)
     direct = functional.energy(density, jnp.asarray(grids.weights), linear_map)
-    facts = compute_descriptors(reference, FEATURES, convolution).facts
+    facts = compute_descriptors(reference, FEATURES, becke_convolution).facts
     matrix = integrate(points, functional.transform, functional.model.anchor, DEGREE)
     learned = np.sum(matrix * functional.model.quadratic_form)
     # Single precision of the stored descriptors and the dropped points: 1e-7 Ha each at most.

@@ -6,15 +6,10 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from cider.features.atom_by_atom import atom_by_atom_convolution
-from cider.features.convolution import GaussianConvolution
-from cider.features.nldf import Nldf
-from cider.plugins.pyscf.grids import atomic_grids
+from cider.plugins.pyscf.grids import becke_convolution
 from cider.training.evaluation import HELD_OUT, display_unit, summarize
 from cider.training.recipe import Recipe, read_recipe
 from cider.training.store import StoreError
@@ -32,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = _recipe(options)
         trained = train(
-            recipe, convolution, options.output, options.references, options.workers, console
+            recipe, becke_convolution, options.output, options.references, options.workers, console
         )
     except (ValueError, StoreError, OSError) as error:
         print(f"cider-train: {' '.join(str(error).split())}", file=sys.stderr)
@@ -44,17 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     _print_result(trained)
     return 0
-
-
-def convolution(mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
-    """The convolution of built PySCF grids, for densities that are seen once."""
-    return atom_by_atom_convolution(
-        np.asarray(grids.coords),
-        np.asarray(grids.quadrature_weights),
-        atomic_grids(mol, grids),
-        nldf.source_ladder.exponents,
-        nldf.target_ladder.exponents,
-    )
 
 
 def _parser() -> argparse.ArgumentParser:
