@@ -1,6 +1,7 @@
 """Spherical harmonics and the radial kernels of a Gaussian in them."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ def real_spherical_harmonics(
     in scans: unrolled, the compiler would repeat them for every row of the result.
     """
     x, y, z = direction.T
-    multiply, lower, diagonal = _legendre_coefficients(lmax)
+    multiply, lower, diagonal = _legendre_coefficients(lmax, x.dtype)
 
     def azimuth(previous: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
         cosine, sine = previous
@@ -31,14 +32,14 @@ def real_spherical_harmonics(
         return (current, previous[0]), current
 
     _, azimuths = jax.lax.scan(azimuth, (jnp.ones_like(x), jnp.zeros_like(x)), None, lmax + 1)
-    zero = jnp.zeros((lmax + 1, x.shape[0]))
+    zero = jnp.zeros((lmax + 1, x.shape[0]), x.dtype)
     _, legendres = jax.lax.scan(legendre, (zero, zero), (multiply, lower, diagonal))
     l, m = np.array([(l, m) for l in range(lmax + 1) for m in range(-l, l + 1)]).T
-    norm = np.where(m == 0, 1.0, math.sqrt(2))[:, None]
+    norm = np.where(m == 0, 1.0, math.sqrt(2)).astype(x.dtype)[:, None]
     return legendres[l, abs(m)] * (norm * azimuths[abs(m), (m < 0).astype(int)])
 
 
-def _legendre_coefficients(lmax: int) -> tuple[Array, Array, Array]:
+def _legendre_coefficients(lmax: int, dtype: Any) -> tuple[Array, Array, Array]:
     """Recurrence of normalised Legendre functions without sin(theta)^m, as arrays [l, m]."""
     multiply, lower, diagonal = np.zeros((3, lmax + 1, lmax + 1))
     for m in range(lmax + 1):
@@ -50,7 +51,7 @@ def _legendre_coefficients(lmax: int) -> tuple[Array, Array, Array]:
         for l in range(m + 1, lmax + 1):
             multiply[l, m] = math.sqrt((4 * l * l - 1) / (l * l - m * m))
             lower[l, m] = math.sqrt(((l - 1) ** 2 - m * m) / (4 * (l - 1) ** 2 - 1))
-    return jnp.asarray(multiply), jnp.asarray(lower), jnp.asarray(diagonal)
+    return jnp.asarray(multiply, dtype), jnp.asarray(lower, dtype), jnp.asarray(diagonal, dtype)
 
 
 def scaled_spherical_bessel(
