@@ -57,7 +57,7 @@ that nucleus.
 PARTITION_POWER = 6
 """Sharpness of the partition of the sources; see ``partition_of_unity``."""
 
-KERNEL_RATIO = 1.8
+KERNEL_RATIO = 1.6
 """Ratio of the ladder of kernels."""
 
 OFFSITE_DTYPE = np.float32
