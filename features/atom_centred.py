@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from cider.conventions import float64
+from cider.conventions import AnyArray, float64
 from cider.features.convolution import GaussianConvolution
 from cider.features.gaussian_ladder import GaussianLadder, ladder_exponents
 from cider.features.spherical import gaussian_radial_kernel, real_spherical_harmonics
@@ -60,11 +60,13 @@ PARTITION_POWER = 6
 KERNEL_RATIO = 1.6
 """Ratio of the ladder of kernels."""
 
-OFFSITE_DTYPE = np.float32
-"""Precision of the fields at the points of other atoms.
+TILE_DTYPE = np.float32
+"""Precision of the harmonics and polynomials at the points of other atoms.
 
-Its rounding changes features by 1e-7 and averages out in the energy (below 1e-9 of it), which
-saves half of the time of the largest step. Fields at an atom's own points are double.
+They are constants of the map: their rounding changes features by 1e-7, saves a third of the time
+of the largest step, and is the same in every call and in the transpose. Products with sources and
+fields are double: rounded to single they made energies noisy by 1e-8 Ha, which kept an SCF from
+converging.
 """
 
 
@@ -88,7 +90,7 @@ class AtomicGrid:
     center: Float[np.ndarray, " xyz"]
     radii: Float[np.ndarray, " shell"]
     angular: tuple[AngularGrid, ...]
-    points: tuple[Int[np.ndarray, " angle"], ...]
+    points: tuple[Int[np.ndarray, " _"], ...]
 
 
 def partition_of_unity(
@@ -134,9 +136,9 @@ class _Species(eqx.Module):
     resolved: tuple[Int[np.ndarray, " _"], ...]
     restore: tuple[Int[np.ndarray, " shell"], ...]
     onsite_kernels: tuple[Float[Array, "gamma _ _"], ...]
-    zone_kernels: tuple[tuple[Float[Array, "gamma node _"], ...], ...]
+    zone_kernels: tuple[tuple[Float[Array, "_ _ _"], ...], ...]
     mixing: Float[Array, "gamma source target"]
-    offsite_mixing: Float[Array, "gamma source target"]
+    offsite_mixing: Float[Array, "offsite_gamma source offsite_target"]
 
     @property
     def lmax(self) -> int:
@@ -169,30 +171,29 @@ class _Species(eqx.Module):
     @eqx.filter_jit
     def fields(
         self, charges: Float[Array, "point source"]
-    ) -> tuple[Float[Array, "point target"], list[Float[Array, "_ _ column"]]]:
+    ) -> tuple[Float[Array, "point target"], list[Float[Array, "_ column _"]]]:
         """Fields at the atom's own points, and the panel matrices of each zone."""
         moments = self.project(charges)
         own = self.expand(_mix(self.onsite_kernels, self.mixing, moments))
         zones = []
         for kernels in self.zone_kernels:
-            single = [part.astype(OFFSITE_DTYPE) for part in moments[: len(kernels)]]
-            by_l = _mix(kernels, self.offsite_mixing, single)
+            by_l = _mix(kernels, self.offsite_mixing, moments[: len(kernels)])
             nodes = jnp.concatenate(by_l, axis=1)
-            panels = nodes.reshape(-1, PANEL_DEGREE, *nodes.shape[1:]).transpose(0, 2, 1, 3)
-            zones.append(panels.reshape(*panels.shape[:2], -1))
+            panels = nodes.reshape(-1, PANEL_DEGREE, *nodes.shape[1:]).transpose(0, 1, 3, 2)
+            zones.append(panels.reshape(panels.shape[0], -1, panels.shape[3]))
         return own, zones
 
     @eqx.filter_jit
     def fields_transpose(
         self,
         own: Float[Array, "point target"],
-        zones: Sequence[Float[Array, "_ _ column"]],
+        zones: Sequence[Float[Array, "_ column _"]],
     ) -> Float[Array, "point source"]:
         """The transpose of ``fields``."""
         moments = _mix(self.onsite_kernels, self.mixing.transpose(0, 2, 1), self.project(own))
         for kernels, panels in zip(self.zone_kernels, zones, strict=True):
-            split = panels.reshape(*panels.shape[:2], PANEL_DEGREE, -1).transpose(0, 2, 1, 3)
-            nodes = split.reshape(-1, *split.shape[2:])
+            split = panels.reshape(panels.shape[0] * PANEL_DEGREE, -1, panels.shape[2])
+            nodes = split.transpose(0, 2, 1)
             by_l = _mix(
                 [kernel.transpose(0, 2, 1) for kernel in kernels],
                 self.offsite_mixing.transpose(0, 2, 1),
@@ -233,7 +234,7 @@ def _mix(
 def _evaluate_batch(
     offsets: Float[Array, "tile point xyz"],
     panels: Int[Array, " tile"],
-    matrices: Float[Array, "panel lm column"],
+    matrices: Float[Array, "panel column lm"],
     edges: tuple[float, ...],
     lmax: int,
 ) -> Float[Array, "tile point target"]:
@@ -241,10 +242,10 @@ def _evaluate_batch(
 
     def fields_of(tile: tuple[Array, Array]) -> Array:
         harmonics, polynomials = _tile_functions(*tile, edges, lmax)
-        values = (harmonics.T @ matrices[tile[1]]).reshape(TILE, PANEL_DEGREE, -1)
+        values = (matrices[tile[1]] @ harmonics).reshape(PANEL_DEGREE, -1, TILE)
         # Unrolled: a fused reduction over the degree was five times slower.
-        terms = [polynomials[k][:, None] * values[:, k] for k in range(PANEL_DEGREE)]
-        return sum(terms[1:], terms[0])
+        terms = [polynomials[k][None] * values[k] for k in range(PANEL_DEGREE)]
+        return sum(terms[1:], terms[0]).T
 
     return jax.lax.map(fields_of, (offsets, panels))
 
@@ -254,16 +255,16 @@ def _evaluate_batch_transpose(
     offsets: Float[Array, "tile point xyz"],
     panels: Int[Array, " tile"],
     fields: Float[Array, "tile point target"],
-    matrices: Float[Array, "panel lm column"],
+    matrices: Float[Array, "panel column lm"],
     edges: tuple[float, ...],
     lmax: int,
-) -> Float[Array, "panel lm column"]:
+) -> Float[Array, "panel column lm"]:
     """The transpose of ``_evaluate_batch``, added to the matrices."""
 
     def add_tile(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
         harmonics, polynomials = _tile_functions(*tile[:2], edges, lmax)
-        columns = jnp.concatenate([p[:, None] * tile[2] for p in polynomials], axis=1)
-        return total.at[tile[1]].add(harmonics @ columns), None
+        columns = jnp.concatenate([p[None] * tile[2].T for p in polynomials])
+        return total.at[tile[1]].add(columns @ harmonics.T), None
 
     return jax.lax.scan(add_tile, matrices, (offsets, panels, fields))[0]
 
@@ -276,13 +277,14 @@ def _tile_functions(
 ) -> tuple[Float[Array, "lm point"], list[Float[Array, " point"]]]:
     """Harmonics and radial Chebyshev polynomials at the points of one tile."""
     distance = jnp.sqrt(jnp.sum(offsets**2, axis=1) + 1e-30)
-    low, high = jnp.asarray(edges, OFFSITE_DTYPE)[jnp.stack([panel, panel + 1])]
+    low, high = jnp.asarray(edges, TILE_DTYPE)[jnp.stack([panel, panel + 1])]
     # Points that fill up a tile may lie elsewhere.
     x = jnp.clip((2 * distance - low - high) / (high - low), -1, 1)
     polynomials = [jnp.ones_like(x), x]
     for _ in range(2, PANEL_DEGREE):
         polynomials.append(2 * x * polynomials[-1] - polynomials[-2])
-    return real_spherical_harmonics(offsets / distance[:, None], lmax), polynomials
+    harmonics = real_spherical_harmonics(offsets / distance[:, None], lmax)
+    return harmonics.astype(float), [p.astype(float) for p in polynomials]
 
 
 class _Zone(eqx.Module):
@@ -302,7 +304,7 @@ class _Zone(eqx.Module):
         """Points, offsets from the atom, and panels."""
         for points, panels in zip(self.points, self.panels, strict=True):
             offsets = np.take(coords, points, axis=0, mode="clip") - center
-            yield points, offsets.astype(OFFSITE_DTYPE), panels
+            yield points, offsets.astype(TILE_DTYPE), panels
 
 
 class _Atom(eqx.Module):
@@ -325,11 +327,11 @@ class AtomCentredConvolution(GaussianConvolution):
     atoms: tuple[_Atom, ...]
     species: tuple[_Species, ...]
 
-    def __call__(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
+    def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[Array, "grid target"]:
         return self.apply(sources)
 
     @float64
-    def apply(self, sources: Float[Array, "grid source"]) -> Float[np.ndarray, "grid target"]:
+    def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         charges = _with_nowhere(self.volumes[:, None] * np.asarray(sources))
         fields = np.zeros((len(charges), self.species[0].mixing.shape[2]))
         for atom in self.atoms:
@@ -342,17 +344,17 @@ class AtomCentredConvolution(GaussianConvolution):
         return fields[:-1]
 
     @float64
-    def transpose(self, fields: Float[Array, "grid target"]) -> Float[np.ndarray, "grid source"]:
+    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         fields = _with_nowhere(np.asarray(fields))
         sources = np.zeros((len(fields), self.species[0].mixing.shape[1]))
-        far = fields[:, : self.species[0].offsite_mixing.shape[2]].astype(OFFSITE_DTYPE)
+        far = fields[:, : self.species[0].offsite_mixing.shape[2]]
         for atom in self.atoms:
             species = self.species[atom.species]
             num_columns = PANEL_DEGREE * species.offsite_mixing.shape[2]
             matrices = []
             for zone in atom.zones:
-                shape = (len(zone.edges) - 1, (zone.lmax + 1) ** 2, num_columns)
-                matrix = jnp.zeros(shape, OFFSITE_DTYPE)
+                shape = (len(zone.edges) - 1, num_columns, (zone.lmax + 1) ** 2)
+                matrix = jnp.zeros(shape)
                 for points, offsets, panels in zone.batches(self.coords, atom.center):
                     values = far[points]
                     matrix = _evaluate_batch_transpose(
@@ -465,10 +467,7 @@ def _species(
     for edges, zone_lmax in zones:
         kernel = _panel_kernel(gamma[:num_gamma], edges, atom.radii, min(zone_lmax, lmax))
         zone_kernels.append(
-            tuple(
-                jnp.asarray(k[:, :, s], OFFSITE_DTYPE)
-                for k, s in zip(kernel, resolved, strict=False)
-            )
+            tuple(jnp.asarray(k[:, :, s]) for k, s in zip(kernel, resolved, strict=False))
         )
     return _Species(
         groups=tuple(groups),
@@ -481,7 +480,7 @@ def _species(
         ),
         zone_kernels=tuple(zone_kernels),
         mixing=mixing,
-        offsite_mixing=mixing[:num_gamma, :, :num_targets].astype(OFFSITE_DTYPE),
+        offsite_mixing=mixing[:num_gamma, :, :num_targets],
     )
 
 

@@ -23,3 +23,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def toy_functional() -> CiderFunctional:
     """Meta-GGA and nonlocal features, with made-up weights and a libxc correlation."""
     return CiderFunctional(toy_exchange("MGGA", toy_nldf()), correlation="GGA_C_PBE")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for tests that call JAX themselves."""
+    with jax.enable_x64(True):
+        yield
