@@ -21,9 +21,16 @@ from cider.training.descriptors import (
     read_points,
 )
 from cider.training.fit import Problem, fit, posterior, quadratic_form
-from cider.training.integrals import enhancement_range, integrate, uniform_gas_anchor
+from cider.training.integrals import (
+    enhancement_range,
+    integrate,
+    spread_points,
+    uniform_gas_anchor,
+    values_at_points,
+)
 from cider.training.recipe import FeatureChoice, ModelChoice
 from cider.training.reference import ReferenceSettings, compute_reference, read_density
+from cider.training.store import Record
 from cider.training.systems import System
 
 DEGREE, INPUTS, OBSERVATIONS = 4, 3, 9
@@ -57,6 +64,7 @@ def problem():
         ("atom", "molecule"),
         np.array([0, 0, 0, 1, 1, 1, 1, 1, 1]),
         names[:, None] == names,
+        tuple(str(name) for name in names),
         INPUTS,
         DEGREE,
     )
@@ -117,6 +125,7 @@ def test_leaving_out_is_a_fit_without_the_system(problem):
             targets=problem.targets[kept],
             noise_groups=problem.noise_groups[kept],
             same_system=problem.same_system[np.ix_(kept, kept)],
+            names=tuple(itertools.compress(problem.names, kept)),
         )
         weights = posterior(smaller, HYPERPARAMETERS).weights
         error = 1e-3 * (problem.features[row] @ weights - problem.targets[row])
@@ -157,6 +166,45 @@ def test_fit_is_deterministic_and_likely(problem):
     low, high = choice.nldf_length_bounds
     assert (first.hyperparameters["length"][1:] >= low * 0.999).all()
     assert (first.hyperparameters["length"] <= high * 1.001).all()
+
+
+def test_points_hold_the_enhancement_factor(problem):
+    count = 5
+    same = np.eye(OBSERVATIONS + count, dtype=bool)
+    same[:OBSERVATIONS, :OBSERVATIONS] = problem.same_system
+    held = dataclasses.replace(
+        problem,
+        features=np.concatenate([problem.features, 1e3 * problem.features[:count]]),
+        targets=np.concatenate([problem.targets, np.zeros(count)]),
+        groups=(*problem.groups, fitting.POINTS),
+        noise_groups=np.concatenate([problem.noise_groups, np.full(count, 2)]),
+        same_system=np.pad(problem.same_system, (0, count))
+        | np.eye(OBSERVATIONS + count, dtype=bool),
+    )
+    choice = ModelChoice(chebyshev_degree=DEGREE, starts=1, noise_bounds=(0.1, 20.0))
+    found = fit(held, choice, 1, seed=0)
+    assert found.hyperparameters["noise"][2] == 1.0
+    assert found.left_out.shape == (OBSERVATIONS,)
+    # The points' errors are one, in units in which the observations count a thousandth of that.
+    assert np.abs(held.features[OBSERVATIONS:] @ found.weights).max() < 3.0
+
+
+def test_spread_points_are_far_from_one_another(points):
+    functional = _functional(points)
+    arrays = dataclasses.asdict(points)
+    store = {"descriptors/PBE/OH": Record("descriptors/PBE/OH", arrays, {})}
+
+    class Records:
+        read = staticmethod(store.__getitem__)
+
+    inputs = spread_points(Records, ["PBE/OH"], functional.transform, 0, 12)
+    assert inputs.shape == (4, 12) and (np.abs(inputs) < 1).all()
+    distance = np.linalg.norm(inputs[:, :, None] - inputs[:, None, :], axis=0)
+    assert distance[~np.eye(12, dtype=bool)].min() > 0.1
+    values = values_at_points(inputs, functional.model.anchor, DEGREE)
+    expected = np.asarray(functional.model(jnp.asarray(inputs)))
+    found = np.einsum("pab,ab->p", values, functional.model.quadratic_form)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def test_quadratic_form_and_parameters_agree():

@@ -16,7 +16,7 @@ from cider.training.systems import System
 
 ORIGIN = ((0.0, 0.0, 0.0),)
 H = System("H", "atom", ("H",), ORIGIN, spin=1)
-O = System("O", "atom", ("O",), ORIGIN, spin=2)  # noqa: E741
+O = System("O", "atom", ("O",), ORIGIN, spin=2)
 CATION = System("O+_4", "ion", ("O",), ORIGIN, charge=1, spin=3)
 H2 = System("H2", "molecule", ("H", "H"), ((0.0, 0.0, 0.0), (0.0, 0.0, 0.74)), role="ten")
 WATER = System(

@@ -28,6 +28,9 @@ from cider.training.integrals import Integrals
 from cider.training.observations import Observation, coefficient_matrix
 from cider.training.recipe import ModelChoice
 
+POINTS = "enhancement"
+"""Noise group of the points where the enhancement factor is held; its noise is not fitted."""
+
 _MILLI = 1e3
 _NODES = 48
 _JITTER = 1e-8
@@ -37,10 +40,11 @@ Hyperparameters = Mapping[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Observations as the fit sees them, in mHa.
+    """Observations as the fit sees them, in mHa, then the points of the enhancement factor.
 
     ``noise_groups`` are indices into the fitted noises; ``same_system`` marks pairs of observations
-    that differ by their density alone, whose model error is common.
+    that differ by their density alone, whose model error is common. ``names`` are the systems',
+    one for each observation. Points have a unit noise, the last of the noise groups.
     """
 
     features: Float[np.ndarray, "observation parameter"]
@@ -48,6 +52,7 @@ class Problem:
     groups: tuple[str, ...]
     noise_groups: np.ndarray
     same_system: np.ndarray
+    names: tuple[str, ...]
     num_inputs: int
     degree: int
 
@@ -129,23 +134,35 @@ def build_problem(
     baseline: str,
     degree: int,
     groups: tuple[str, ...] = (),
+    points: Float[np.ndarray, "point basis basis"] | None = None,
 ) -> Problem:
     """The observations as linear equations for the parameters.
 
     ``groups`` are the noise groups of a larger problem, where its hyperparameters will be used.
+    ``points`` are functions whose values shall vanish within one.
     """
     num_inputs = (integrals.matrices.shape[1] - 1) // degree
     combine = coefficient_matrix(observations, integrals.keys)
     features = parameter_features(integrals.matrices, num_inputs, degree)
     exact = np.array([o.value for o in observations])
-    groups = groups or tuple(sorted({o.noise for o in observations}))
-    names = np.array([f"{o.kind} {o.name}" for o in observations])
+    num_points = 0 if points is None else len(points)
+    if not groups:
+        groups = tuple(sorted({o.noise for o in observations}))
+        groups += (POINTS,) if num_points else ()
+    rows = _MILLI * (combine @ features)
+    if points is not None:
+        rows = np.concatenate([rows, parameter_features(points, num_inputs, degree)])
+    targets = _MILLI * (exact - combine @ integrals.baselines[baseline])
+    noises = [o.noise for o in observations] + [POINTS] * num_points
+    names = [f"{o.kind} {o.name}" for o in observations]
+    labels = np.array(names + [f"{POINTS} {i}" for i in range(num_points)])
     return Problem(
-        _MILLI * (combine @ features),
-        _MILLI * (exact - combine @ integrals.baselines[baseline]),
+        rows,
+        np.concatenate([targets, np.zeros(num_points)]),
         groups,
-        np.array([groups.index(o.noise) for o in observations]),
-        names[:, None] == names,
+        np.array([groups.index(noise) for noise in noises]),
+        labels[:, None] == labels,
+        tuple(o.name for o in observations),
         num_inputs,
         degree,
     )
@@ -256,11 +273,12 @@ def _layout(
         choice.semilocal_length_bounds if i < num_semilocal else choice.nldf_length_bounds
         for i in range(problem.num_inputs)
     ]
+    special = {"atom": choice.atom_noise_bounds, POINTS: (1.0, 1.0)}
     sizes = {
         "length": lengths,
         "amplitude": [(1e-3, 3.0)] * problem.num_inputs,
         "interaction": [(1e-2, 1e2)],
-        "noise": [choice.noise_bounds] * len(problem.groups),
+        "noise": [special.get(group, choice.noise_bounds) for group in problem.groups],
     }
     if problem.several_densities:
         sizes["density_noise"] = [choice.density_noise_bounds]
@@ -321,17 +339,14 @@ def _degree(num_parameters: int, num_inputs: int) -> int:
 def _left_out(
     problem: Problem, inverse: np.ndarray, solved: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors and their predicted standard deviations, each system left out at all densities."""
-    errors, sigma = np.empty(len(solved)), np.empty(len(solved))
-    done = np.zeros(len(solved), dtype=bool)
-    for row in range(len(solved)):
-        if done[row]:
-            continue
-        block = np.flatnonzero(problem.same_system[row])
+    """Errors and their predicted standard deviations, each system left out with all it has."""
+    names = np.array(problem.names)
+    errors, sigma = np.empty(len(names)), np.empty(len(names))
+    for name in dict.fromkeys(problem.names):
+        block = np.flatnonzero(names == name)
         covariance = np.linalg.inv(inverse[np.ix_(block, block)])
         errors[block] = -covariance @ solved[block]  # predicted minus exact
         sigma[block] = np.sqrt(np.diag(covariance))
-        done[block] = True
     return errors, sigma
 
 
@@ -339,9 +354,10 @@ def _covariance_factor(problem: Problem, covariance: np.ndarray, rank: int = 96)
     """A factor of low rank that keeps the variances of the observed kind of combinations."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
-    seen = problem.features @ root
+    seen = problem.features[: len(problem.names)] @ root
     # Directions that no observation sees count a little, in case another molecule does.
-    weight = 1e-3 * np.mean(np.sum(problem.features**2, axis=0)) / len(seen)
+    observed = problem.features[: len(problem.names)]
+    weight = 1e-3 * np.mean(np.sum(observed**2, axis=0)) / len(seen)
     metric = seen.T @ seen / len(seen) + weight * root.T @ root
     _, directions = np.linalg.eigh(metric)
     return root @ directions[:, ::-1][:, : min(rank, root.shape[1])]

@@ -23,7 +23,14 @@ from cider.training.observations import Reaction
 from cider.training.produce import Job, plan_jobs
 from cider.training.reference import ReferenceSettings, reference_key
 from cider.training.store import content_hash
-from cider.training.systems import ROLES, System, from_atoms, ground_state_spin, unique
+from cider.training.systems import (
+    KINDS,
+    ROLES,
+    System,
+    from_atoms,
+    ground_state_spin,
+    unique,
+)
 
 _SETS = {
     "default": default_sets.default_systems,
@@ -82,14 +89,22 @@ class SystemFile:
 
 @dataclasses.dataclass(frozen=True)
 class SystemChoice:
-    """Which systems: an embedded set ("default", "small" or "none") and structure files."""
+    """Which systems: an embedded set ("default", "small" or "none") and structure files.
+
+    ``kinds`` keeps of the set only these ("atom", "molecule", "ion", "distorted", "synthetic");
+    none means all.
+    """
 
     set: str = "default"
+    kinds: tuple[str, ...] = ()
     files: tuple[SystemFile, ...] = ()
 
     def __post_init__(self) -> None:
         if self.set not in _SETS:
             raise ValueError(f"set {self.set!r} is none of {', '.join(_SETS)}")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +143,23 @@ class ModelChoice:
 
     ``noise_bounds`` keeps the fitted noise from vanishing, which costs smoothness before it gains
     accuracy; ``density_noise_bounds`` is for what several densities of one system do not share.
-    ``chebyshev_degree`` is that of the one-dimensional parts of the kernel.
+    ``chebyshev_degree`` is that of the one-dimensional parts of the kernel. ``total_energies``
+    observes molecules twice, by their atomisation energy and by their total energy.
+
+    ``enhancement_points`` points of molecules, far from one another in the inputs, hold the learned
+    enhancement factor to the baseline's within ``enhancement_sigma``: without them corrections
+    of opposite sign cancel in the energies and roughen the potential.
     """
 
     chebyshev_degree: int = 8
     semilocal_length_bounds: tuple[float, float] = (0.3, 10.0)
     nldf_length_bounds: tuple[float, float] = (0.6, 10.0)
     noise_bounds: tuple[float, float] = (0.5, 20.0)
+    atom_noise_bounds: tuple[float, float] = (0.3, 20.0)
     density_noise_bounds: tuple[float, float] = (0.2, 5.0)
+    total_energies: bool = False
+    enhancement_points: int = 0
+    enhancement_sigma: float = 0.25
     baseline: str = "GGA_X_PBE"
     starts: int = 3
     iterations: int = 200
@@ -152,6 +176,8 @@ class ModelChoice:
                     )
         if self.baseline not in BASELINES:
             raise ValueError(f"baseline {self.baseline!r} is none of {', '.join(BASELINES)}")
+        if self.enhancement_points < 0 or self.enhancement_sigma <= 0:
+            raise ValueError("enhancement_points must not be negative, enhancement_sigma positive")
         if self.starts < 1 or self.iterations < 1:
             raise ValueError("starts and iterations must be at least 1")
 
@@ -195,7 +221,8 @@ class Recipe:
 
     @functools.cached_property
     def _systems(self) -> tuple[System, ...]:
-        chosen = list(_SETS[self.systems.set]())
+        kinds = self.systems.kinds or KINDS
+        chosen = [s for s in _SETS[self.systems.set]() if s.kind in kinds]
         for file in self.systems.files:
             chosen.extend(file.read(Path(self.origin)))
         if not chosen:

@@ -25,13 +25,15 @@ from cider.training.descriptors import (
     read_points,
 )
 from cider.training.evaluation import MILLIHARTREE, Evaluation, calibrate, evaluate, summarize
-from cider.training.fit import Fit, build_problem, fit, parameter_features, posterior
+from cider.training.fit import POINTS, Fit, build_problem, fit, parameter_features, posterior
 from cider.training.integrals import (
     Integrals,
     enhancement_range,
     integrate_all,
     sampled_transform,
+    spread_points,
     uniform_gas_anchor,
+    values_at_points,
 )
 from cider.training.observations import (
     Observation,
@@ -46,6 +48,7 @@ from cider.training.recipe import Recipe
 from cider.training.reference import reference_key
 from cider.training.report import LearningPoint, Report, write_report
 from cider.training.store import Store, content_hash
+from cider.training.systems import System
 
 _PACKAGES = ("cider-xc", "jax", "numpy", "pyscf", "scipy")
 _SEMILOCAL = {"PBE": "PBE_X", "r2SCAN": "R2SCAN_X"}
@@ -119,6 +122,8 @@ def _train_on(
     )
     failures = {**{s.name: s.reason for s in skipped}, **failures}
     training = [o for o in observations if o.role == "training"]
+    if choice.total_energies:
+        training += _total_energies(energies, systems, recipe.densities)
     if not training:
         raise RecipeError(
             "no observation of role 'training' has data: the recipe needs atoms, and molecules "
@@ -136,7 +141,13 @@ def _train_on(
     integrals = integrate_all(
         folder / "integrals", store, list(energies), transform, anchor, choice.chebyshev_degree
     )
-    problem = build_problem(training, integrals, choice.baseline, choice.chebyshev_degree)
+    points = None
+    if choice.enhancement_points:
+        inputs = spread_points(store, sample, transform, recipe.seed, choice.enhancement_points)
+        points = values_at_points(inputs, anchor, choice.chebyshev_degree)
+        points /= choice.enhancement_sigma
+    degree = choice.chebyshev_degree
+    problem = build_problem(training, integrals, choice.baseline, degree, points=points)
     fitted = fit(problem, choice, len(descriptors.ueg[0]), recipe.seed)
     model = QuadraticGaussianProcess(fitted.quadratic_form, anchor, choice.chebyshev_degree)
     functional = LearnedExchange(recipe.name, choice.baseline, descriptors, transform, model)
@@ -188,7 +199,7 @@ def _train_on(
     report = Report(
         f"{recipe.name}: exchange, trained by cider-train",
         evaluations,
-        _learning_curve(recipe, fitted, training, observations, integrals),
+        _learning_curve(recipe, fitted, training, observations, integrals, points),
         _summary(provenance, path),
         failures,
     )
@@ -219,6 +230,18 @@ class _Predictor:
         return base + fitted.energies(features), sigma
 
 
+def _total_energies(
+    energies: Mapping[str, float], systems: Sequence[System], densities: Sequence[str]
+) -> list[Observation]:
+    """Total energies of the training molecules, with a noise of their own."""
+    molecules = [s for s in systems if s.kind == "molecule" and s.role == "training"]
+    return [
+        dataclasses.replace(o, noise="molecule total")
+        for density in densities
+        for o in total_observations(energies, molecules, density)
+    ]
+
+
 def _calibration(predict: _Predictor, observations: Sequence[Observation]) -> float:
     """The factor that puts 68 % of the errors of unseen molecules within one sigma.
 
@@ -230,7 +253,9 @@ def _calibration(predict: _Predictor, observations: Sequence[Observation]) -> fl
         predicted, sigma = predict(tuning)
         ratios.append(np.abs(predicted - [o.value for o in tuning]) / sigma)
     fitted = predict.fitted
-    molecules = np.array([o.noise == "molecule" for o in predict.training], dtype=bool)
+    molecules = np.array(
+        [o.noise == "molecule" and o.kind == "aex" for o in predict.training], dtype=bool
+    )
     ratios.append(np.abs(fitted.left_out[molecules]) / fitted.left_out_sigma[molecules])
     unseen = np.concatenate(ratios)
     return float(np.quantile(unseen, 0.683)) if unseen.size else 1.0
@@ -242,6 +267,7 @@ def _learning_curve(
     training: Sequence[Observation],
     observations: Sequence[Observation],
     integrals: Integrals,
+    held: Float[np.ndarray, "point basis basis"] | None,
 ) -> tuple[LearningPoint, ...]:
     """Errors of fits to nested shares of the training systems, with all the atoms.
 
@@ -252,7 +278,8 @@ def _learning_curve(
         for o in observations
         if (o.role, o.kind, o.density) == ("test", "aex", recipe.densities[0])
     ]
-    names = sorted({o.name for o in training if o.kind != "total"})
+    atoms = {o.name for o in training if o.noise == "atom"}
+    names = sorted({o.name for o in training} - atoms)
     if not test or len(names) < 8:
         return ()
     order = np.random.default_rng(recipe.seed).permutation(len(names))
@@ -260,10 +287,10 @@ def _learning_curve(
     model, points = recipe.model, []
     for share in (0.125, 0.25, 0.5, 1.0):
         count = round(share * len(names))
-        chosen = {names[i] for i in order[:count]}
-        part = [o for o in training if o.kind == "total" or o.name in chosen]
+        chosen = {names[i] for i in order[:count]} | atoms
+        part = [o for o in training if o.name in chosen]
         problem = build_problem(
-            part, integrals, model.baseline, model.chebyshev_degree, fitted.groups
+            part, integrals, model.baseline, model.chebyshev_degree, fitted.groups, held
         )
         smaller = posterior(problem, fitted.hyperparameters)
         predicted, _ = _Predictor(smaller, integrals, model.baseline, part, 1.0)(test)
@@ -302,6 +329,7 @@ def _error_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
 def _hyperparameters(fitted: Fit) -> dict[str, Any]:
     values = {k: [float(x) for x in v] for k, v in fitted.hyperparameters.items()}
     noises = dict(zip(fitted.groups, values.pop("noise"), strict=True))
+    noises.pop(POINTS, None)
     return {**values, "noise_mHa": noises}
 
 
