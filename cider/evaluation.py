@@ -46,8 +46,10 @@ def energy_and_potential(
     potential = jax.tree.map(np.zeros_like, scaled)
     for spin in range(density.num_spins):
         own, by_own = scaled.of_spin(spin), potential.of_spin(spin)
-        fields = None if convolution is None else convolution.apply(_sources(exchange, own))
-        by_fields = None if fields is None else np.empty_like(fields)
+        fields, by_fields = None, None
+        if convolution is not None:
+            fields = np.asarray(convolution.apply(_sources(exchange, own)))
+            by_fields = np.empty_like(fields)
         for points, block in _blocks(own):
             part, (by_block, by_block_fields) = _energy_and_derivatives(
                 exchange, block, _padded(weights[points]), _padded_or_none(fields, points)

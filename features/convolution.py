@@ -26,14 +26,14 @@ class GaussianConvolution(eqx.Module):
     """
 
     @abc.abstractmethod
-    def apply(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
+    def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[Array, "grid target"]:
         """Fields (dimension of the sources times bohr^3) of the sources of one spin density."""
 
     @abc.abstractmethod
-    def transpose(self, fields: Float[Array, "grid target"]) -> Float[Array, "grid source"]:
+    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[Array, "grid source"]:
         """The transposed map, applied to derivatives of an energy by the fields."""
 
-    def __call__(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
+    def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[Array, "grid target"]:
         """``apply``, differentiable in both modes by way of ``transpose``."""
         return jax.custom_derivatives.linear_call(
             lambda convolution, x: convolution.apply(x),
@@ -55,19 +55,20 @@ class DirectConvolution(GaussianConvolution):
     target_exponents: Float[AnyArray, " target"]
     block: int = eqx.field(static=True, default=256)
 
-    def apply(self, sources: Float[Array, "grid source"]) -> Float[Array, "grid target"]:
+    def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[Array, "grid target"]:
         return self._convolve(self._weights * sources, self.source_exponents, self.target_exponents)
 
-    def transpose(self, fields: Float[Array, "grid target"]) -> Float[Array, "grid source"]:
+    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[Array, "grid source"]:
         return self._weights * self._convolve(fields, self.target_exponents, self.source_exponents)
 
     @property
     def _weights(self) -> Float[Array, "grid 1"]:
         return jnp.asarray(self.weights)[:, None]
 
+    @eqx.filter_jit
     def _convolve(
         self,
-        charges: Float[Array, "grid in"],
+        charges: Float[AnyArray, "grid in"],
         exponents_in: Float[AnyArray, " in"],
         exponents_out: Float[AnyArray, " out"],
     ) -> Float[Array, "grid out"]:
