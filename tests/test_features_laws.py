@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pyscf.dft import gen_grid
 from scipy.special import ive
+from toy_functionals import toy_exchange, toy_nldf
 
 from cider.conventions import DENSITY_CUTOFF, THOMAS_FERMI_PREFACTOR
 from cider.density import Density
@@ -23,7 +24,6 @@ from cider.features.spherical import (
     scaled_spherical_bessel,
 )
 from cider.input_transform import bounded_ratio, squash
-from toy_functionals import toy_exchange, toy_nldf
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -97,7 +97,7 @@ def bounded_descriptors(descriptors, coords, weights, density):
 def test_uniform_scaling(name, gamma):
     """All descriptors have scaling power zero: exact, but for the ladders of nonlocal ones.
 
-    On this lattice the tips of the expanded Gaussians still count with 1e-5.
+    On this lattice the tips of the expanded Gaussians still count with 1e-5 to 1e-4.
     """
     descriptors, system = DESCRIPTORS[name], waves()
     assert descriptors.nldf is None or set(descriptors.nldf.usp) == {0.0}
@@ -105,7 +105,7 @@ def test_uniform_scaling(name, gamma):
     after = bounded_descriptors(descriptors, *scaled(*system, gamma))
     num_semilocal = len(descriptors.ueg[0])
     np.testing.assert_allclose(after[:num_semilocal], before[:num_semilocal], atol=1e-13)
-    np.testing.assert_allclose(after, before, atol=3e-5)
+    np.testing.assert_allclose(after, before, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", DESCRIPTORS)
@@ -272,7 +272,7 @@ def test_missing_tau_is_named():
     for name in ("mgga", "nldf"):
         with pytest.raises(ValueError, match=r"need(s)? tau but the density has none"):
             bounded_descriptors(DESCRIPTORS[name], coords, weights, without)
-    with pytest.raises(ValueError, match="need tau.*meta-GGA density"):
+    with pytest.raises(ValueError, match=r"need tau.*meta-GGA density"):
         DESCRIPTORS["mgga"](*arguments(without), None)
     assert not DESCRIPTORS["gga and nldf"].needs_tau
     bounded_descriptors(DESCRIPTORS["gga and nldf"], coords, weights, without)
@@ -287,7 +287,7 @@ def test_missing_fields_and_unknown_levels_are_named():
     exchange = toy_exchange("GGA")
     with pytest.raises(ValueError, match="semilocal: it has no sources"):
         exchange.sources(density)
-    with pytest.raises(ValueError, match="unknown baseline 'B3LYP'.*GGA_X_PBE"):
+    with pytest.raises(ValueError, match=r"unknown baseline 'B3LYP'.*GGA_X_PBE"):
         LearnedExchange("x", "B3LYP", exchange.descriptors, exchange.transform, exchange.model)
 
 

@@ -1,0 +1,354 @@
+"""Laws that every shipped exchange functional obeys, and toy ones with a larger learned part."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from molecules import molecule_density
+from pyscf import dft, gto
+from scipy.linalg import block_diag
+from toy_functionals import toy_exchange, toy_nldf
+
+from cider import CiderFunctional
+from cider.density import Density
+from cider.features.convolution import DirectConvolution
+from cider.plugins.pyscf.grids import becke_convolution
+from cider.plugins.pyscf.numint import CiderNumInt
+from cider.registry import registered_names, resolve
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+SHIPPED = [name for name in registered_names() if not resolve(name).is_composed]
+TOYS = {
+    "toy gga": lambda: toy_exchange("GGA"),
+    "toy mgga": lambda: toy_exchange("MGGA"),
+    "toy nldf": lambda: toy_exchange("MGGA", toy_nldf()),
+}
+EVERY = pytest.mark.parametrize("name", [*TOYS, *SHIPPED])
+
+
+@functools.cache
+def functional(name):
+    return CiderFunctional(TOYS[name]() if name in TOYS else name)
+
+
+def direct(exchange, coords, weights):
+    """The exact sum over pairs of points, where the functional needs one."""
+    nldf = exchange.descriptors.nldf
+    if nldf is None:
+        return None
+    return DirectConvolution(
+        coords, weights, nldf.source_ladder.exponents, nldf.target_ladder.exponents
+    )
+
+
+def becke(exchange, mol, grids):
+    nldf = exchange.descriptors.nldf
+    return None if nldf is None else becke_convolution(mol, grids, nldf)
+
+
+def own_density(exchange, density):
+    """Without the tau that the functional does not read."""
+    tau = density.tau if exchange.descriptors.needs_tau else None
+    return Density(density.rho, density.grad_rho, tau)
+
+
+def on_points(name, coords, weights, density):
+    """Energy and potential on points alone, by direct sums."""
+    own = functional(name)
+    convolution = direct(own.exchange, coords, weights)
+    return own.learned_energy_and_potential(
+        own_density(own.exchange, density), weights, convolution
+    )
+
+
+NO_ROTATION, NO_SHIFT = np.eye(3), np.zeros(3)
+
+
+def of_molecule(name, mol, grids, density):
+    """Energy on the atom-centred grids of a molecule."""
+    own = functional(name)
+    return own.learned_energy(
+        own_density(own.exchange, density), grids.weights, becke(own.exchange, mol, grids)
+    )
+
+
+def tree_max(difference):
+    return max(np.abs(x).max() for x in jax.tree.leaves(difference))
+
+
+@functools.cache
+def polarised():
+    """Coordinates, weights and density of lithium hydride, an electron short, on few points."""
+    mol = gto.M(atom="Li 0 0 0; H 0.2 0.3 1.6", charge=1, spin=1, basis="6-31g", verbose=0)
+    grids = dft.Grids(mol)
+    grids.atom_grid, grids.prune = (8, 26), None
+    mf = dft.UKS(mol, xc="PBE").set(grids=grids, max_cycle=2)
+    mf.kernel()
+    ao = dft.numint.eval_ao(mol, grids.coords, deriv=1)
+    rho = np.stack(
+        [
+            dft.numint.eval_rho(mol, ao, dm, xctype="MGGA", hermi=1, with_lapl=False)
+            for dm in mf.make_rdm1()
+        ]
+    )
+    return grids.coords, grids.weights, Density(rho[:, 0], rho[:, 1:4], rho[:, 4])
+
+
+def waves(points_per_side=9):
+    """A dense lattice with a smooth density, in the middle of the bounds of exponents."""
+    spacing = 0.8 / points_per_side
+    coords = spacing * np.array(list(np.ndindex((points_per_side,) * 3)), dtype=float)
+    x, y, z = coords.T
+    rho = (20 + 8 * np.sin(3 * x) * np.cos(2 * y) + 5 * np.sin(4 * z))[None]
+    slopes = np.stack([np.cos(3 * x), np.sin(2 * y), np.cos(4 * z)])[None]
+    grad_rho = slopes * rho[:, None] ** (4 / 3)
+    tau = (grad_rho**2).sum(axis=1) / (8 * rho) + 4 * (1 + np.cos(2 * x)) * rho ** (5 / 3)
+    return coords, np.full(len(coords), spacing**3), Density(rho, grad_rho, tau)
+
+
+def of_spins(density, spins):
+    return Density(density.rho[spins], density.grad_rho[spins], density.tau[spins])
+
+
+def times(factor, density):
+    return jax.tree.map(lambda x: factor * x, density)
+
+
+@EVERY
+def test_uniform_gas(name):
+    """The learned part vanishes, whatever the density, and the whole is that of the baseline."""
+    exchange = functional(name).exchange
+    inputs = exchange.transform(*map(jnp.asarray, exchange.descriptors.ueg))
+    assert abs(float(exchange.model(inputs)[0])) < 1e-10
+    rho = np.array([[1e-3, 0.1, 3.0, 50.0]])
+    density = Density(rho, np.zeros((1, 3, 4)), 0.3 * (3 * np.pi**2) ** (2 / 3) * rho ** (5 / 3))
+    fields = None
+    nldf = exchange.descriptors.nldf
+    if nldf is not None:
+        overlaps = np.add.outer(nldf.source_ladder.exponents, nldf.target_ladder.exponents)
+        fields = exchange.sources(density) @ jnp.asarray((np.pi / overlaps) ** 1.5)
+    energies = np.asarray(exchange.energy_density(density, fields))
+    expected = -0.75 * (3 / np.pi) ** (1 / 3) * rho[0] ** (4 / 3)
+    # The nonlocal features come with the ladders' error, and from 1e-3 down with the floors'.
+    tolerance = dict(rtol=1e-12) if nldf is None else dict(rtol=1e-2)
+    np.testing.assert_allclose(energies, expected, **tolerance)
+    if nldf is not None:
+        np.testing.assert_allclose(energies[2:], expected[2:], rtol=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+@EVERY
+def test_uniform_scaling(name, gamma):
+    r""":math:`E_x[\rho_\gamma] = \gamma E_x[\rho]`, but for the ladders of nonlocal features."""
+    coords, weights, density = waves()
+    energy, _ = on_points(name, coords, weights, density)
+    stretched = Density(gamma**3 * density.rho, gamma**4 * density.grad_rho, gamma**5 * density.tau)
+    found, _ = on_points(name, coords / gamma, weights / gamma**3, stretched)
+    tolerance = 1e-5 if functional(name).is_nonlocal else 1e-12
+    assert found == pytest.approx(gamma * energy, rel=tolerance)
+
+
+@EVERY
+def test_spin(name):
+    """Spin scaling and spin swap; one spin or two for a closed shell: all to rounding."""
+    coords, weights, density = polarised()
+    energy, potential = on_points(name, coords, weights, density)
+    parts = [on_points(name, coords, weights, times(2, of_spins(density, [s]))) for s in (0, 1)]
+    assert energy == pytest.approx((parts[0][0] + parts[1][0]) / 2, rel=1e-12)
+    for spin in (0, 1):
+        own = of_spins(potential, [spin]) if potential.tau is not None else None
+        np.testing.assert_allclose(potential.rho[spin], parts[spin][1].rho[0], atol=1e-12)
+        assert own is None or tree_max(jax.tree.map(np.subtract, own, parts[spin][1])) < 1e-12
+
+    swapped, swapped_potential = on_points(name, coords, weights, of_spins(density, [1, 0]))
+    assert swapped == pytest.approx(energy, rel=1e-14)
+    np.testing.assert_array_equal(swapped_potential.rho[::-1], potential.rho)
+
+    total = times(2, of_spins(density, [0]))
+    one, by_one = parts[0]
+    two, by_two = on_points(name, coords, weights, times(0.5, of_spins(total, [0, 0])))
+    assert two == pytest.approx(one, abs=1e-10)
+    np.testing.assert_allclose(by_two.rho, np.tile(by_one.rho, (2, 1)), atol=1e-10)
+
+
+@EVERY
+def test_evaluation_in_stages_is_the_automatic_derivative(name):
+    coords, weights, density = polarised()
+    exchange = functional(name).exchange
+    energy, potential = on_points(name, coords, weights, density)
+    convolution = direct(exchange, coords, weights)
+
+    @eqx.filter_jit
+    def automatic(exchange, density):
+        return jax.value_and_grad(lambda d: exchange.energy(d, weights, convolution))(density)
+
+    expected, by_density = automatic(exchange, own_density(exchange, density))
+    assert energy == pytest.approx(float(expected), rel=1e-13)
+    for ours, theirs in zip(jax.tree.leaves(potential), jax.tree.leaves(by_density), strict=True):
+        # Far out, weights of 300 bohr^3 meet large derivatives by the exponents.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-10)
+
+
+# On the atom-centred grids of molecules
+
+
+def integrate(name, mol, grids, dms):
+    """Energy and potential matrix of a density matrix, with one spin or two."""
+    method = CiderNumInt().nr_rks if np.ndim(dms) == 2 else CiderNumInt().nr_uks
+    _, energy, vmat = method(mol, grids, functional(name), dms)
+    return energy, vmat
+
+
+@functools.cache
+def becke_grids(mol, level):
+    grids = dft.Grids(mol).set(level=level)
+    grids.build(with_non0tab=True)
+    return grids
+
+
+@EVERY
+def test_hydrogen_atom(name):
+    """No electron of one spin: finite, and half the energy of twice the other."""
+    mol = gto.M(atom="H", spin=1, basis="def2-svp", verbose=0)
+    grids = becke_grids(mol, 0)
+    occupied = np.linalg.eigh(mol.intor("int1e_ovlp"))[1][:, -1]
+    occupied /= np.sqrt(occupied @ mol.intor("int1e_ovlp") @ occupied)
+    dm = np.outer(occupied, occupied)
+    energy, vmat = integrate(name, mol, grids, np.stack([dm, 0 * dm]))
+    assert np.isfinite(vmat).all() and energy < 0
+    closed, by_closed = integrate(name, mol, grids, 2 * dm)
+    assert energy == pytest.approx(closed / 2, rel=1e-12)
+    np.testing.assert_allclose(vmat[0], by_closed, atol=1e-11)
+    assert not vmat[1].any()
+
+
+@pytest.fixture(scope="module")
+def hydroxyl():
+    """A molecule, its coarse grid, and spin density matrices and a change of them."""
+    mol = gto.M(atom="O 0 0 0; H 0 0.3 0.92", spin=1, basis="6-31g", verbose=0)
+    mf = dft.UKS(mol, xc="PBE").set(grids=becke_grids(mol, 0), max_cycle=3)
+    mf.kernel()
+    dms = mf.make_rdm1()
+    rotation = 0.1 * np.random.default_rng(5).normal(size=(2, mol.nao, mol.nao))
+    return mol, mf.grids, dms, rotation @ dms + dms @ rotation.swapaxes(1, 2)
+
+
+@pytest.mark.parametrize("spins", [1, 2])
+@EVERY
+def test_potential_is_the_derivative_of_the_energy(hydroxyl, name, spins):
+    """In the density matrix, through PySCF's interface."""
+    mol, grids, dms, change = hydroxyl
+    if spins == 1:
+        dms, change = dms.sum(axis=0), change.sum(axis=0)
+    _, vmat = integrate(name, mol, grids, dms)
+    integrator = CiderNumInt()  # keeps the map of the grid
+    method = integrator.nr_rks if spins == 1 else integrator.nr_uks
+
+    def energy(step):
+        return method(mol, grids, functional(name), dms + step * change)[1]
+
+    h = 4e-3  # fourth order: error h^4, rounding 1e-13/h
+    slope = (8 * (energy(h) - energy(-h)) - (energy(2 * h) - energy(-2 * h))) / (12 * h)
+    assert np.sum(vmat * change) == pytest.approx(slope, rel=1e-6)
+
+
+@EVERY
+def test_fragments_add_up(name):
+    """Helium and hydrogen 30 Angstrom apart, each on its own grid and together."""
+    fragments = ["He 0 0 0", "H 0 0 30; H 0 0 30.74"]
+    molecules = [
+        gto.M(atom=atoms, basis="def2-svp", verbose=0)
+        for atoms in (*fragments, "; ".join(fragments))
+    ]
+    dms = [dft.RKS(mol).get_init_guess() for mol in molecules[:2]]
+    dms.append(block_diag(*dms))
+    energies = [
+        integrate(name, mol, becke_grids(mol, 0), dm)[0]
+        for mol, dm in zip(molecules, dms, strict=True)
+    ]
+    assert energies[2] == pytest.approx(energies[0] + energies[1], abs=1e-7)
+
+
+def moved_water(level, rotation=NO_ROTATION, shift=NO_SHIFT, order=(0, 1, 2)):
+    """Water after a rotation, a shift and a new order: molecule, grids and density there."""
+    water = molecule_density("water")
+    rotation, shift = np.array(rotation, dtype=float), np.array(shift)
+    positions = water.mol.atom_coords() @ rotation.T + shift
+    mol = gto.M(
+        atom=[(water.mol.atom_symbol(i), positions[i]) for i in order],
+        unit="Bohr",
+        basis="def2-svp",
+        verbose=0,
+    )
+    grids = becke_grids(mol, level)
+    density = water.at((grids.coords - shift) @ rotation)
+    grad_rho = np.einsum("xy,syg->sxg", rotation, density.grad_rho)
+    return mol, grids, Density(density.rho, grad_rho, density.tau)
+
+
+@pytest.fixture(scope="module")
+def waters():
+    """Water in its place, and moved."""
+    any_rotation = np.linalg.qr([[1.0, 2, 3], [0, 1, 4], [5, 6, 0]])[0]
+    return {
+        "in place": moved_water(1),
+        "translated": moved_water(1, shift=[1.0, -20.0, 0.3]),
+        "permuted": moved_water(1, order=(1, 0, 2)),
+        "turned by quarters": moved_water(1, [[0, -1, 0], [0, 0, -1], [1, 0, 0]]),
+        "in place, fine": moved_water(3),
+        "turned, fine": moved_water(3, any_rotation),
+    }
+
+
+@EVERY
+def test_translation_permutation_and_rotation(name, waters):
+    """To rounding where the grid moves along: Lebedev grids have the symmetry of the cube.
+
+    Within the error of the quadrature for any other rotation.
+    """
+    energies = {how: of_molecule(name, *water) for how, water in waters.items()}
+    reference = energies.pop("in place")
+    fine, turned = energies.pop("in place, fine"), energies.pop("turned, fine")
+    for how, energy in energies.items():
+        # Single precision at the points of other atoms.
+        assert energy == pytest.approx(reference, abs=1e-9), how
+    assert turned == pytest.approx(fine, abs=1e-5)
+
+
+# Precision
+
+ENERGIES = """
+import json, os, sys
+import jax
+sys.path.insert(0, {tests!r})
+import test_functional_laws as laws
+before = jax.config.jax_enable_x64
+energies = {{name: laws.on_points(name, *laws.polarised())[0] for name in {names!r}}}
+assert jax.config.jax_enable_x64 == before == bool(int(os.environ["JAX_ENABLE_X64"]))
+print(json.dumps(energies))
+"""
+
+
+def test_double_precision_whatever_the_process_set_for_jax():
+    """Equal energies; the user's own setting is left as it was."""
+    script = ENERGIES.format(tests=os.path.dirname(__file__), names=[*TOYS, *SHIPPED])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, "JAX_ENABLE_X64": setting},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for setting in "01"
+    ]
+    single, double = (process.communicate()[0].splitlines()[-1] for process in processes)
+    assert not any(process.returncode for process in processes)
+    assert json.loads(single) == pytest.approx(json.loads(double), rel=1e-12)
