@@ -38,7 +38,9 @@ def energy_and_potential(
     nonlocal features of all points say of each. Raises ``ValueError`` where a nonlocal functional
     gets no convolution, or a meta-GGA one no tau.
     """
-    if exchange.descriptors.nldf is not None and convolution is None:
+    if exchange.descriptors.nldf is None:
+        convolution = None
+    elif convolution is None:
         raise ValueError(f"{exchange.name} needs the convolution of the grid")
     scaled = jax.tree.map(np.asarray, density.spin_scaled())
     weights = x_mix / density.num_spins * np.asarray(weights)
@@ -56,9 +58,9 @@ def energy_and_potential(
             )
             energy += float(part)
             _add(by_own, points, by_block)
-            if by_fields is not None:
+            if by_fields is not None and by_block_fields is not None:
                 by_fields[points] = by_block_fields[: points.stop - points.start]
-        if convolution is not None:
+        if convolution is not None and by_fields is not None:
             by_sources = np.asarray(convolution.transpose(by_fields))
             for points, block in _blocks(own):
                 _add(by_own, points, _pull_back(exchange, block, _padded(by_sources[points])))
@@ -83,10 +85,10 @@ def _sources_of_block(exchange: LearnedExchange, block: Density) -> Float[Array,
 def _energy_and_derivatives(
     exchange: LearnedExchange,
     block: Density,
-    weights: Float[Array, " grid"],
-    fields: Float[Array, "grid target"] | None,
+    weights: Float[AnyArray, " grid"],
+    fields: Float[AnyArray, "grid target"] | None,
 ) -> tuple[Float[Array, ""], tuple[Density, Float[Array, "grid target"] | None]]:
-    def energy(variables: tuple[Density, Array | None]) -> Array:
+    def energy(variables: tuple[Density, AnyArray | None]) -> Array:
         return (weights * exchange.energy_density(*variables)).sum()
 
     return eqx.filter_value_and_grad(energy)((block, fields))
@@ -94,7 +96,7 @@ def _energy_and_derivatives(
 
 @eqx.filter_jit
 def _pull_back(
-    exchange: LearnedExchange, block: Density, by_sources: Float[Array, "grid source"]
+    exchange: LearnedExchange, block: Density, by_sources: Float[AnyArray, "grid source"]
 ) -> Density:
     """Derivative by the density from that by the sources."""
     return jax.vjp(exchange.sources, block)[1](by_sources)[0]

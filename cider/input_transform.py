@@ -77,4 +77,5 @@ def fit_input_transform(
     regression = np.linalg.lstsq((monomials * root).T, (nonlocal_ * root).T, rcond=None)[0]
     residual = nonlocal_ - regression.T @ monomials
     variances, directions = np.linalg.eigh((residual * importance) @ residual.T)
-    return InputTransform(mean, scale, regression, directions / np.sqrt(variances + InputTransform.LEAST_DEVIATION**2))
+    deviations = np.sqrt(variances + InputTransform.LEAST_DEVIATION**2)
+    return InputTransform(mean, scale, regression, directions / deviations)

@@ -327,7 +327,7 @@ class AtomCentredConvolution(GaussianConvolution):
     atoms: tuple[_Atom, ...]
     species: tuple[_Species, ...]
 
-    def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[Array, "grid target"]:
+    def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[AnyArray, "grid target"]:
         return self.apply(sources)
 
     @float64

@@ -26,14 +26,14 @@ class GaussianConvolution(eqx.Module):
     """
 
     @abc.abstractmethod
-    def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[Array, "grid target"]:
+    def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[AnyArray, "grid target"]:
         """Fields (dimension of the sources times bohr^3) of the sources of one spin density."""
 
     @abc.abstractmethod
-    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[Array, "grid source"]:
+    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[AnyArray, "grid source"]:
         """The transposed map, applied to derivatives of an energy by the fields."""
 
-    def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[Array, "grid target"]:
+    def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[AnyArray, "grid target"]:
         """``apply``, differentiable in both modes by way of ``transpose``."""
         return jax.custom_derivatives.linear_call(
             lambda convolution, x: convolution.apply(x),

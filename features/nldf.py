@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cider.conventions import DENSITY_CUTOFF
+from cider.conventions import DENSITY_CUTOFF, AnyArray
 from cider.features.gaussian_ladder import GaussianLadder, ladder_exponents
 from cider.features.semilocal import thomas_fermi_tau, weizsaecker_tau
 
@@ -134,7 +134,7 @@ class Nldf(eqx.Module):
         rho: Float[Array, " grid"],
         sigma: Float[Array, " grid"],
         tau: Float[Array, " grid"] | None,
-        fields: Float[Array, "grid target"],
+        fields: Float[AnyArray, "grid target"],
     ) -> Float[Array, "feature grid"]:
         r"""Features :math:`G_i = \sum_\beta p_\beta(a_i) F_\beta`, dimensionless."""
         return jnp.stack(
