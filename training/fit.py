@@ -276,13 +276,14 @@ def _layout(
     special = {"atom": choice.atom_noise_bounds, POINTS: (1.0, 1.0)}
     sizes = {
         "length": lengths,
-        "amplitude": [(1e-3, 3.0)] * problem.num_inputs,
-        "interaction": [(1e-2, 1e2)],
+        "amplitude": [choice.amplitude_bounds] * problem.num_inputs,
+        "interaction": [choice.interaction_bounds],
         "noise": [special.get(group, choice.noise_bounds) for group in problem.groups],
     }
     if problem.several_densities:
         sizes["density_noise"] = [choice.density_noise_bounds]
-    layout, bounds = {}, []
+    layout: dict[str, slice] = {}
+    bounds: list[tuple[float, float]] = []
     for name, entries in sizes.items():
         layout[name] = slice(len(bounds), len(bounds) + len(entries))
         bounds += entries

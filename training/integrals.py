@@ -197,8 +197,8 @@ def _blocks(points: PointSet) -> list[tuple[Array, Array, Array]]:
         inside = index < points.rho.size
         index = np.where(inside, index, 0)
         energy = np.where(inside, points.lda_energy[index], 0.0)
-        arrays = (points.semilocal[:, index], points.nonlocal_[:, index], energy)
-        blocks.append(tuple(map(jnp.asarray, arrays)))
+        semilocal, nonlocal_ = points.semilocal[:, index], points.nonlocal_[:, index]
+        blocks.append((jnp.asarray(semilocal), jnp.asarray(nonlocal_), jnp.asarray(energy)))
     return blocks
 
 

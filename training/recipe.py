@@ -141,6 +141,8 @@ class FeatureChoice:
 class ModelChoice:
     """Bounds of the Gaussian process: kernel lengths (inputs lie in [-1, 1]) and noise (mHa).
 
+    ``amplitude_bounds`` are for the enhancement factor of single inputs (s_i of
+    ``cider.training.fit``), ``interaction_bounds`` for the factor s_2 of pairs.
     ``noise_bounds`` keeps the fitted noise from vanishing, which costs smoothness before it gains
     accuracy; ``density_noise_bounds`` is for what several densities of one system do not share.
     ``chebyshev_degree`` is that of the one-dimensional parts of the kernel. ``total_energies``
@@ -154,6 +156,8 @@ class ModelChoice:
     chebyshev_degree: int = 8
     semilocal_length_bounds: tuple[float, float] = (0.3, 10.0)
     nldf_length_bounds: tuple[float, float] = (0.6, 10.0)
+    amplitude_bounds: tuple[float, float] = (1e-3, 0.3)
+    interaction_bounds: tuple[float, float] = (1e-2, 10.0)
     noise_bounds: tuple[float, float] = (0.5, 20.0)
     atom_noise_bounds: tuple[float, float] = (0.3, 20.0)
     density_noise_bounds: tuple[float, float] = (0.2, 5.0)
