@@ -30,7 +30,7 @@ from cider.training.integrals import (
 )
 from cider.training.recipe import FeatureChoice, ModelChoice
 from cider.training.reference import ReferenceSettings, compute_reference, read_density
-from cider.training.store import Record
+from cider.training.store import Record, Store
 from cider.training.systems import System
 
 DEGREE, INPUTS, OBSERVATIONS = 4, 3, 9
@@ -189,15 +189,12 @@ def test_points_hold_the_enhancement_factor(problem):
     assert np.abs(held.features[OBSERVATIONS:] @ found.weights).max() < 3.0
 
 
-def test_spread_points_are_far_from_one_another(points):
+def test_spread_points_are_far_from_one_another(points, tmp_path):
     functional = _functional(points)
     arrays = dataclasses.asdict(points)
-    store = {"descriptors/PBE/OH": Record("descriptors/PBE/OH", arrays, {})}
-
-    class Records:
-        read = staticmethod(store.__getitem__)
-
-    inputs = spread_points(Records, ["PBE/OH"], functional.transform, 0, 12)
+    store = Store(tmp_path, {"content": "descriptors"})
+    store.write(Record("descriptors/PBE/OH", arrays, {}))
+    inputs = spread_points(store, ["PBE/OH"], functional.transform, 0, 12)
     assert inputs.shape == (4, 12) and (np.abs(inputs) < 1).all()
     distance = np.linalg.norm(inputs[:, :, None] - inputs[:, None, :], axis=0)
     assert distance[~np.eye(12, dtype=bool)].min() > 0.1
@@ -233,7 +230,9 @@ def points(reference):
 
 def _functional(points):
     with jax.enable_x64(True):
-        transform = fit_input_transform(points.semilocal, points.nonlocal_, -points.lda_energy)
+        transform = fit_input_transform(
+            points.semilocal, points.nonlocal_, np.abs(points.lda_energy)
+        )
         descriptors = descriptors_of(FEATURES)
         anchor = uniform_gas_anchor(descriptors, transform)
         half = 0.02 * np.random.default_rng(2).normal(size=(1 + 4 * DEGREE,) * 2)
