@@ -109,7 +109,9 @@ def _constraints(exchange: LearnedExchange) -> Row:
         # Where a = pi (n/2)^(2/3) A meets its bounds.
         bounds = (NldfExponent.FLOOR, NldfExponent.CEILING)
         low, high = (2 * (bound / math.pi) ** 1.5 for bound in bounds)
-        scaling = f"exact from {low:.0e} to {high:.0e} electrons per bohr^3, smooth bounds beyond"
+        scaling = (
+            f"exact far within {low:.0e} to {high:.0e} electrons per bohr^3, smooth bounds beyond"
+        )
     return {
         "uniform gas": "exact: the learned part vanishes there",
         "spin scaling": "exact: E[n_up, n_down] = (E[2 n_up] + E[2 n_down]) / 2",

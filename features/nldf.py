@@ -25,8 +25,9 @@ class NldfExponent(eqx.Module):
     .. math:: a = \pi (n/2)^{2/3} \left[A + B \frac{\tau_W}{\tau_0}
               + C \left(\frac{\tau}{\tau_0} - 1\right)\right]
 
-    It is kept smoothly between ``A * FLOOR`` and ``A * CEILING``: within them (densities from 1e-4
-    to 1e4 bohr^-3) it scales exactly, beyond them it becomes a constant.
+    It is kept smoothly between ``A * FLOOR`` and ``A * CEILING``, which densities of 1e-4 and 1e5
+    bohr^-3 reach. Between them it scales exactly but for what the bounds still change: 2e-6 of
+    the exponent at 1 bohr^-3, 1e-3 at 0.01.
     """
 
     FLOOR = 0.004
