@@ -21,8 +21,8 @@ _DIRECTION_TOLERANCE = 1e-6
 def becke_convolution(mol: Any, grids: Any, nldf: Nldf) -> AtomCentredConvolution:
     """The convolution that ``nldf`` needs on the built ``grids`` of a PySCF molecule.
 
-    Pruned points (by radius or by density) are left out of the quadrature as they are in PySCF's
-    own sums. Raises ``ValueError`` for grids that are not made of atomic shells.
+    Raises ``ValueError`` for grids that are not made of whole atomic shells, such as those that
+    lost points by their density.
     """
     atoms = atomic_grids(mol, grids)
     return atom_centred_convolution(
@@ -78,6 +78,12 @@ def _atomic_grid(
             raise ValueError(
                 f"the grid of atom {atom} ({mol.atom_symbol(atom)}) is not made of Lebedev shells: "
                 "nonlocal density features need PySCF's own atomic grids"
+            )
+        if len(shell) != size:
+            # The weights that decide about dropping are Becke's; the sources are shared otherwise.
+            raise ValueError(
+                f"the grid of atom {atom} ({mol.atom_symbol(atom)}) has lost points of a shell: "
+                "nonlocal density features need all of them; set mf.small_rho_cutoff = 0"
             )
         index = np.full(size, -1)
         index[direction] = members[shell]
