@@ -151,22 +151,32 @@ def test_unsymmetric_density_matrix_is_symmetrised(molecule):
     np.testing.assert_allclose(found[2], expected[2], atol=1e-12)
 
 
-def test_memory_limit_changes_nothing(monkeypatch):
-    """Blocks that are kept, evaluated again, and screened: the same matrix."""
-    monkeypatch.setattr(dft.numint, "SWITCH_SIZE", 0)
-    mol = gto.M(atom="He 0 0 0; He 0 0 6; He 0 0 30", basis="6-31g", verbose=0)
+def test_memory_limit_changes_nothing():
+    """One row of PySCF's screening at a time, some of which hold no orbital, or all together."""
+    compact = [[0, [3.0, 1.0]], [1, [2.0, 1.0]]]
+    mol = gto.M(atom="He 0 0 0; He 0 0 2; He 0 0 30", basis={"He": compact}, verbose=0)
     grids = dft.Grids(mol).set(level=0)
     grids.build(with_non0tab=True)
+    assert not grids.non0tab.any(axis=1).all()
     dm = dft.RKS(mol).get_init_guess()
     results = [
         CiderNumInt().nr_rks(mol, grids, KINDS["mgga"], dm, max_memory=limit)
-        for limit in (0.01, 0.5, 2000)
+        for limit in (0.001, 0.5, 2000)
     ]
-    tagged = lib.tag_array(dm, mo_coeff=np.eye(mol.nao), mo_occ=np.diag(dm))
+    grids.non0tab = None
+    results.append(CiderNumInt().nr_rks(mol, grids, KINDS["mgga"], dm))
     for found in results[1:]:
         np.testing.assert_allclose(found[1], results[0][1], rtol=1e-12)
         np.testing.assert_allclose(found[2], results[0][2], atol=1e-11)
-    assert tagged.shape == dm.shape
+
+
+def test_orbitals_of_another_matrix_are_not_believed(molecule):
+    """PySCF tags density matrices with orbitals, also where code has changed them since."""
+    mol, grids, dms = molecule
+    tagged = lib.tag_array(dms[0], mo_coeff=np.eye(mol.nao), mo_occ=np.ones(mol.nao))
+    expected = CiderNumInt().nr_rks(mol, grids, KINDS["mgga"], dms[0])
+    found = CiderNumInt().nr_rks(mol, grids, KINDS["mgga"], tagged)
+    np.testing.assert_array_equal(found[2], expected[2])
 
 
 def test_broken_density_matrices_are_named(molecule):

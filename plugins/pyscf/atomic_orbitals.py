@@ -1,75 +1,61 @@
-"""Atomic orbitals on the grid, kept between the density and the potential matrix."""
+"""Atomic orbitals on the grid, block by block."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from pyscf import lib
+from jaxtyping import Float, Int
 from pyscf.dft import numint
 
-KEPT_FRACTION = 0.2
-"""Share of the memory limit that kept orbitals may take; the rest is evaluated a second time."""
-
-_COMPONENTS = 4  # value and gradient
-
-AOBlock = tuple[
-    slice, Float[np.ndarray, "component grid ao"], UInt8[np.ndarray, "block shell"] | None
-]
-"""Points, orbitals with gradients there, and PySCF's screening of them (None: treat as dense)."""
+_ROWS_TOGETHER = 160
+"""Most rows of PySCF's screening table (``BLKSIZE`` points each) in one block."""
 
 
-class AOBlocks:
-    """Blocks of grid points with the values and gradients of all atomic orbitals.
+class AOBlock(NamedTuple):
+    """Some points of the grid, and the orbitals that do not vanish on all of them."""
 
-    It may be iterated repeatedly. As ``NumInt.block_loop`` of PySCF, but for the blocks that are
-    kept, since a nonlocal functional needs the density everywhere before its potential anywhere.
+    points: slice
+    active: Int[np.ndarray, " active"]
+    """Which orbitals these are."""
+    ao: Float[np.ndarray, "component active grid"]
+    """Their values and gradients. The next block overwrites them."""
+    room: Float[np.ndarray, " any"]
+    """For one product of the values or a gradient with something."""
+
+
+def ao_blocks(mol: Any, grids: Any, max_memory: float) -> Iterator[AOBlock]:
+    """All orbitals on all points but those where every orbital vanishes.
+
+    A nonlocal functional needs the density everywhere before its potential anywhere, so that this
+    runs twice. Keeping the values in between was slower: fresh memory for all points takes longer
+    to touch than a few megabytes, used again and again, take to evaluate a second time.
+
+    Work on a block belongs to PySCF's own threads (``lib.ddot``, not ``@``). NumPy's would wait
+    for the same cores between two calls: products were up to ten times slower on a busy machine.
     """
-
-    def __init__(self, ni: numint.NumInt, mol: Any, grids: Any, max_memory: float):
-        self._ni, self._mol, self._grids = ni, mol, grids
-        num_points = len(grids.weights)
-        bytes_per_point = 8 * _COMPONENTS * mol.nao
-        block = int(max_memory * 1e6 / (bytes_per_point * 1.25 * numint.BLKSIZE))
-        # Screening tables are indexed by whole blocks of BLKSIZE points.
-        self._block_size = (
-            max(4, min(block, num_points // numint.BLKSIZE + 1, 1200)) * numint.BLKSIZE
+    screening = grids.non0tab if mol is grids.mol else None
+    if screening is None:
+        screening = grids.make_mask(mol, grids.coords)
+    row_size = mol.nao * numint.BLKSIZE
+    rows_together = int(np.clip(1e6 * max_memory / (8 * 5 * row_size), 1, _ROWS_TOGETHER))
+    buffer = numint._empty_aligned((4, rows_together * row_size))
+    room = numint._empty_aligned(rows_together * row_size)
+    shell_sizes = np.diff(mol.ao_loc_nr())
+    for row in range(0, len(screening), rows_together):
+        rows = screening[row : row + rows_together]
+        present = rows.any(axis=0)
+        if not present.any():
+            continue
+        start = row * numint.BLKSIZE
+        points = slice(start, min(start + len(rows) * numint.BLKSIZE, len(grids.coords)))
+        part = mol.copy(deep=False)
+        part._bas = mol._bas[present]
+        ao = numint.eval_ao(
+            part,
+            grids.coords[points],
+            deriv=1,
+            non0tab=np.ascontiguousarray(rows[:, present]),
+            out=buffer,
         )
-        self._num_kept = int(
-            KEPT_FRACTION * max_memory * 1e6 / (bytes_per_point * self._block_size)
-        )
-        self._kept: list[np.ndarray] = []
-        screening = grids.non0tab if mol is grids.mol else None
-        if screening is None:
-            rows = -(-num_points // numint.BLKSIZE)
-            screening = np.full((rows, mol.nbas), numint.NBINS + 1, dtype=np.uint8)
-        self._screening = screening
-        self._allow_sparse = (
-            num_points % numint.ALIGNMENT_UNIT == 0 and mol.nao > numint.SWITCH_SIZE
-        )
-
-    def __iter__(self) -> Iterator[AOBlock]:
-        buffer = None
-        for index, (start, stop) in enumerate(
-            lib.prange(0, len(self._grids.weights), self._block_size)
-        ):
-            mask = self._screening[start // numint.BLKSIZE :]
-            if index < len(self._kept):
-                ao = self._kept[index]
-            else:
-                keep = index < self._num_kept
-                if keep or buffer is None:
-                    buffer = numint._empty_aligned(_COMPONENTS * self._block_size * self._mol.nao)
-                ao = self._ni.eval_ao(
-                    self._mol,
-                    self._grids.coords[start:stop],
-                    deriv=1,
-                    non0tab=mask,
-                    cutoff=self._grids.cutoff,
-                    out=buffer,
-                )
-                if keep:
-                    self._kept.append(ao)
-                    buffer = None
-            dense = not self._allow_sparse and not numint._sparse_enough(mask)
-            yield slice(start, stop), ao, None if dense else mask
+        active = np.flatnonzero(np.repeat(present, shell_sizes))
+        yield AOBlock(points, active, ao.transpose(0, 2, 1), room)

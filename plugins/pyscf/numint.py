@@ -1,6 +1,7 @@
 """Energy, electron number and potential matrix of a learned functional on PySCF's grids."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from cider.density import Density
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
 from cider.functional import CiderFunctional
-from cider.plugins.pyscf.atomic_orbitals import AOBlocks
+from cider.plugins.pyscf.atomic_orbitals import ao_blocks
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.libxc import LibxcWithCider, libxc_energy_and_potential, needs_tau
 
@@ -21,6 +22,12 @@ NEGATIVE_CHARGE_LIMIT = 1e-2
 
 Rounding leaves 1e-10 or less. Negative density carries no energy, so that a density matrix with
 more of it than this would get a wrong one.
+"""
+
+ROUNDING = 1e-14
+"""Eigenvalues of a density matrix below this fraction of the largest are left out.
+
+The energy of so small a change of the matrix is below 1e-11 Ha.
 """
 
 
@@ -69,44 +76,31 @@ class CiderNumInt(numint.NumInt):
         return {**super().__getstate__(), "_convolution": None}
 
     def nr_rks(
-        self,
-        mol: Any,
-        grids: Any,
-        xc_code: Any,
-        dms: Any,
-        relativity: int = 0,
-        hermi: int = 1,
-        max_memory: float = 2000,
-        verbose: Any = None,
+        self, mol: Any, grids: Any, xc_code: Any, dms: Any, *settings: Any, **named: Any
     ) -> tuple[Any, Any, np.ndarray]:
         """Electron number, energy (Ha) and potential matrix for closed shells.
 
-        Shapes as in PySCF, for one density matrix or a list of them. Raises ``ValueError`` for a
-        density matrix that is broken, ``NotImplementedError`` for a complex or spinor one.
+        Arguments and shapes as in PySCF, for one density matrix or a list of them, of which the
+        symmetric part counts. Raises ``ValueError`` for a density matrix that is broken,
+        ``NotImplementedError`` for a complex or spinor one.
         """
         if not isinstance(xc_code, CiderFunctional):
-            return super().nr_rks(mol, grids, xc_code, dms, relativity, hermi, max_memory, verbose)
-        nelec, exc, vmat = self._integrate(mol, grids, xc_code, (dms,), hermi, max_memory)
+            return super().nr_rks(mol, grids, xc_code, dms, *settings, **named)
+        max_memory = _max_memory(*settings, **named)
+        nelec, exc, vmat = self._integrate(mol, grids, xc_code, (dms,), max_memory)
         if vmat.shape[1] == 1:  # as PySCF does, also for a list of one
             return nelec[0, 0], exc[0], vmat[0, 0]
         return nelec[0], exc, vmat[0]
 
     def nr_uks(
-        self,
-        mol: Any,
-        grids: Any,
-        xc_code: Any,
-        dms: Any,
-        relativity: int = 0,
-        hermi: int = 1,
-        max_memory: float = 2000,
-        verbose: Any = None,
+        self, mol: Any, grids: Any, xc_code: Any, dms: Any, *settings: Any, **named: Any
     ) -> tuple[Any, Any, np.ndarray]:
         """As ``nr_rks``, for a pair of density matrices (or of lists of them)."""
         if not isinstance(xc_code, CiderFunctional):
-            return super().nr_uks(mol, grids, xc_code, dms, relativity, hermi, max_memory, verbose)
+            return super().nr_uks(mol, grids, xc_code, dms, *settings, **named)
+        max_memory = _max_memory(*settings, **named)
         dms = numint._format_uks_dm(dms)
-        nelec, exc, vmat = self._integrate(mol, grids, xc_code, dms, hermi, max_memory)
+        nelec, exc, vmat = self._integrate(mol, grids, xc_code, dms, max_memory)
         if np.ndim(dms[0]) == 2:
             return nelec[:, 0], exc[0], vmat[:, 0]
         return nelec, exc, vmat
@@ -119,8 +113,7 @@ class CiderNumInt(numint.NumInt):
         mol: Any,
         grids: Any,
         functional: CiderFunctional,
-        dms: tuple[Any, ...],
-        hermi: int,
+        dms: Sequence[Any],
         max_memory: float,
     ) -> tuple[
         Float[np.ndarray, "spin set"],
@@ -132,28 +125,14 @@ class CiderNumInt(numint.NumInt):
             _check_density_matrix(mol, dm)
         if grids.coords is None:
             grids.build(with_non0tab=True)
-        xctype = "MGGA" if needs_tau(functional) else "GGA"
-        blocks = AOBlocks(self, mol, grids, max_memory)
-        rho = self._density(mol, grids, blocks, dms, xctype, hermi)
-        results = [self._energy_and_potential(mol, grids, functional, r) for r in rho]
-        nelec = np.einsum("isg,g->si", rho[:, :, 0], grids.weights)
-        vmat = self._potential_matrix(
-            mol, grids, blocks, np.stack([potential for _, potential in results])
-        )
-        return nelec, np.array([energy for energy, _ in results]), vmat.swapaxes(0, 1)
-
-    def _density(
-        self, mol: Any, grids: Any, blocks: AOBlocks, dms: tuple[Any, ...], xctype: str, hermi: int
-    ) -> Float[np.ndarray, "set spin ingredient grid"]:
-        evaluators = [self._gen_rho_evaluator(mol, dm, hermi, False, grids) for dm in dms]
-        num_sets = evaluators[0][1]
-        ingredients = 5 if xctype == "MGGA" else 4
-        rho = np.empty((num_sets, len(dms), ingredients, len(grids.weights)))
-        for points, ao, mask in blocks:
-            for spin, (make_rho, _, _) in enumerate(evaluators):
-                for i in range(num_sets):
-                    rho[i, spin, :, points] = make_rho(i, ao, mask, xctype)
-        return rho
+        matrices = np.stack([np.reshape(dm, (-1, mol.nao, mol.nao)) for dm in dms])
+        rho = _densities(mol, grids, matrices, needs_tau(functional), max_memory)
+        potential = np.empty_like(rho)
+        exc = np.empty(rho.shape[1])
+        for i in range(rho.shape[1]):
+            exc[i], potential[:, i] = self._energy_and_potential(mol, grids, functional, rho[:, i])
+        vmat = _potential_matrices(mol, grids, potential, max_memory)
+        return rho[:, :, 0] @ grids.weights, exc, vmat
 
     def _energy_and_potential(
         self,
@@ -179,47 +158,6 @@ class CiderNumInt(numint.NumInt):
             potential[:, 4] += by_density.tau
         return energy + learned, potential
 
-    def _potential_matrix(
-        self,
-        mol: Any,
-        grids: Any,
-        blocks: AOBlocks,
-        potential: Float[np.ndarray, "set spin ingredient grid"],
-    ) -> Float[np.ndarray, "set spin ao ao"]:
-        r"""Derivative of the energy by each density matrix.
-
-        .. math:: V_{ij} = \sum_g v^\rho \phi_i\phi_j + v^{\nabla\rho} \cdot \nabla(\phi_i\phi_j)
-                  + \tfrac12 v^\tau \nabla\phi_i \cdot \nabla\phi_j
-        """
-        num_sets, num_spins, ingredients, _ = potential.shape
-        vmat = np.zeros((num_sets * num_spins, mol.nao, mol.nao))
-        from_tau = np.zeros_like(vmat) if ingredients == 5 else None
-        potential = potential.reshape(-1, ingredients, potential.shape[-1])
-        potential[:, 0] *= 0.5  # the sum with the transpose, at the end, doubles it
-        if from_tau is not None:
-            potential[:, 4] *= 0.5  # tau is half the squared gradient of the orbitals
-
-        ao_loc = mol.ao_loc_nr()
-        pair_mask = mol.get_overlap_cond() < -np.log(self.cutoff)
-        # The screening of PySCF's nr_rks, which is tighter by 1e2 for products of orbitals.
-        log_ratio = np.log(grids.cutoff * 1e2) / np.log(grids.cutoff)
-        nbins = numint.NBINS * 2 - int(numint.NBINS * log_ratio)
-        for points, ao, mask in blocks:
-            scaled = None
-            for i, v in enumerate(np.ascontiguousarray(potential[:, :, points])):
-                scaled = numint._scale_ao_sparse(ao, v[:4], mask, ao_loc, out=scaled)
-                numint._dot_ao_ao_sparse(
-                    ao[0], scaled, None, nbins, mask, pair_mask, ao_loc, hermi=0, out=vmat[i]
-                )
-                if from_tau is not None:
-                    numint._tau_dot_sparse(
-                        ao, ao, v[4], nbins, mask, pair_mask, ao_loc, out=from_tau[i]
-                    )
-        vmat = lib.hermi_sum(vmat, axes=(0, 2, 1))
-        if from_tau is not None:
-            vmat += from_tau
-        return vmat.reshape(num_sets, num_spins, mol.nao, mol.nao)
-
     def _convolution_of(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
         key = _fingerprint(mol, grids, nldf)
         if self._convolution is None or self._convolution[0] != key:
@@ -240,6 +178,79 @@ def _fingerprint(mol: Any, grids: Any, nldf: Nldf) -> str:
     ):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _max_memory(
+    relativity: int = 0, hermi: int = 1, max_memory: float = 2000, verbose: Any = None
+) -> float:
+    """The only one of PySCF's settings (MB) that changes anything here."""
+    return max_memory
+
+
+def _densities(
+    mol: Any,
+    grids: Any,
+    dms: Float[np.ndarray, "spin set ao ao"],
+    with_tau: bool,
+    max_memory: float,
+) -> Float[np.ndarray, "spin set ingredient grid"]:
+    r"""rho, grad rho and tau of density matrices.
+
+    .. math:: \rho = \sum_k n_k \psi_k^2, \quad \nabla\rho = 2 \sum_k n_k \psi_k \nabla\psi_k,
+              \quad \tau = \tfrac12 \sum_k n_k |\nabla\psi_k|^2
+
+    The :math:`\psi_k` are eigenvectors of the matrix, few of which have an eigenvalue other than
+    zero. They need no orbitals to come with it, and no trust that those are its own.
+    """
+    orbitals = {index: _eigenvectors(dms[index]) for index in np.ndindex(dms.shape[:2])}
+    rho = np.zeros((*dms.shape[:2], 5 if with_tau else 4, len(grids.weights)))
+    for points, active, ao, _ in ao_blocks(mol, grids, max_memory):
+        for index, (occupations, coefficients) in orbitals.items():
+            psi = np.stack([lib.ddot(coefficients[:, active], component) for component in ao])
+            occupied = occupations[:, None] * psi
+            rho[index][:4, points] = np.einsum("kg,ckg->cg", occupied[0], psi)
+            if with_tau:
+                rho[index][4, points] = np.einsum("ckg,ckg->g", occupied[1:], psi[1:])
+    rho[:, :, 1:4] *= 2
+    rho[:, :, 4:] *= 0.5
+    return rho
+
+
+def _eigenvectors(
+    dm: Float[np.ndarray, "ao ao"],
+) -> tuple[Float[np.ndarray, " orbital"], Float[np.ndarray, "orbital ao"]]:
+    """Eigenvalues and eigenvectors of the symmetric part, without those that are rounding."""
+    occupations, coefficients = np.linalg.eigh((dm + dm.T) / 2)
+    size = abs(occupations)
+    occupied = size > ROUNDING * size.max()
+    return occupations[occupied], np.ascontiguousarray(coefficients[:, occupied].T)
+
+
+def _potential_matrices(
+    mol: Any,
+    grids: Any,
+    potential: Float[np.ndarray, "spin set ingredient grid"],
+    max_memory: float,
+) -> Float[np.ndarray, "spin set ao ao"]:
+    r"""Derivative of the energy by each density matrix.
+
+    .. math:: V_{ij} = \sum_g v^\rho \phi_i\phi_j + v^{\nabla\rho} \cdot \nabla(\phi_i\phi_j)
+              + \tfrac12 v^\tau \nabla\phi_i \cdot \nabla\phi_j
+    """
+    vmat = np.zeros((*potential.shape[:2], mol.nao, mol.nao))
+    # The sum with the transpose, at the end, doubles what is symmetric already.
+    half = np.array([[0.5], [1], [1], [1], [0.25]])[: potential.shape[2]]
+    for points, active, ao, room in ao_blocks(mol, grids, max_memory):
+        by_point = ao.transpose(0, 2, 1)  # as PySCF has it
+        for index in np.ndindex(potential.shape[:2]):
+            v = half * potential[index][:, points]
+            product = lib.ddot(ao[0], numint._scale_ao(by_point, v[:4], out=room))
+            if len(v) == 5:
+                for gradient in by_point[1:]:
+                    scaled = numint._scale_ao(gradient, v[4], out=room)
+                    lib.ddot(gradient.T, scaled, 1, product, 1)
+            vmat[index][np.ix_(active, active)] += product
+    return vmat + vmat.swapaxes(-1, -2)
 
 
 def _check_density_matrix(mol: Any, dm: Any) -> None:
