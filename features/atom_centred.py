@@ -1,11 +1,11 @@
-r"""The Gaussian convolution on atom-centred grids of molecules.
+r"""Convolution with sharp Gaussians on the atom-centred grids of molecules.
 
-The sources are divided among the atoms by a partition of unity and expanded about each in
-spherical harmonics on its radial shells. A Gaussian acts on each harmonic by a radial kernel, so
-that the fields of an atom are known on its own shells and, for the points of other atoms, as
-Chebyshev polynomials on panels of the radius. Every step is linear; the transpose takes them in
-reverse. All channels share the kernels of one ladder: :math:`e^{-(\alpha+\beta)u^2}` is itself
-expanded in Gaussians :math:`e^{-\gamma u^2}`, of finer ratio.
+The charges of each atom's points are expanded about it in spherical harmonics on its radial
+shells. A Gaussian acts on each harmonic by a radial kernel, so that the fields of an atom are
+known on its own shells and, for the points of other atoms nearby, as Chebyshev polynomials on
+panels of the radius. Every step is linear; the transpose takes them in reverse. All pairs of
+exponents share the kernels of one ladder: :math:`e^{-(\alpha+\beta)u^2}` is itself expanded in
+Gaussians :math:`e^{-\gamma u^2}`, of finer ratio.
 
 One atom is worked on after the other, and its points for other atoms in batches of equal size:
 memory stays small, and what is compiled depends on the kinds of atoms, not on the molecule.
@@ -14,29 +14,24 @@ memory stays small, and what is compiled depends on the kinds of atoms, not on t
 import functools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from cider.conventions import AnyArray, float64
-from cider.features.convolution import GaussianConvolution
+from cider.conventions import AnyArray
+from cider.features.atomic_shells import AtomicGrid, SphericalShells, spherical_shells
 from cider.features.gaussian_ladder import GaussianLadder, ladder_exponents
 from cider.features.spherical import gaussian_radial_kernel, real_spherical_harmonics
 
-LMAX = 10
+LMAX = 12
 """Largest angular momentum of the expansion about an atom."""
 
-ZONES = (
-    ((0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0), LMAX),
-    ((5.0, 5.75, 6.5, 7.5, 8.5, 10.0, 12.0, 14.0), 6),
-)
-"""Fields at the points of other atoms: edges of radial panels (bohr), and largest l within.
-
-Far from an atom the high harmonics of its sources have died out; no field beyond the last edge.
-"""
+PANELS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0)
+"""Edges of the radial panels (bohr) for points of other atoms; there are no fields beyond."""
 
 PANEL_DEGREE = 5
 """Number of Chebyshev polynomials per panel."""
@@ -54,11 +49,14 @@ Sharper fields follow the density closely, and the partition gives all sources n
 that nucleus.
 """
 
-PARTITION_POWER = 6
-"""Sharpness of the partition of the sources; see ``partition_of_unity``."""
-
 KERNEL_RATIO = 1.6
 """Ratio of the ladder of kernels."""
+
+UNRESOLVED = 4.0
+"""Product of an exponent and the squared distance between shells where a Gaussian is dropped.
+
+So narrow a Gaussian belongs to densities that these shells do not have.
+"""
 
 TILE_DTYPE = np.float32
 """Precision of the harmonics and polynomials at the points of other atoms.
@@ -69,179 +67,113 @@ fields are double: rounded to single they made energies noisy by 1e-8 Ha, which 
 converging.
 """
 
-
-@dataclass(frozen=True)
-class AngularGrid:
-    """Directions of a spherical quadrature, and the degree up to which it is exact."""
-
-    directions: Float[np.ndarray, "angle xyz"]
-    degree: int
+Moments: TypeAlias = list[Float[Array, "_ _ _"]]
+"""Per l, values on shells (or other radial places), m and channels."""
 
 
-@dataclass(frozen=True)
-class AtomicGrid:
-    """The quadrature of one atom, in shells of ascending radius (bohr).
+class _RadialBand(eqx.Module):
+    """Gaussians that act on the same innermost shells: radial kernels per l, and the mixing of
+    channels by each."""
 
-    ``points[s][a]`` is the index in the whole grid of direction ``a`` on shell ``s``, or -1 where
-    the point was pruned. Atoms of equal ``species`` have equal radii.
-    """
+    kernels: tuple[Float[Array, "gamma _ _"], ...]
+    mixing: Float[Array, "gamma cin cout"]
 
-    species: Hashable
-    center: Float[np.ndarray, " xyz"]
-    radii: Float[np.ndarray, " shell"]
-    angular: tuple[AngularGrid, ...]
-    points: tuple[Int[np.ndarray, " _"], ...]
+    @property
+    def transposed(self) -> "_RadialBand":
+        kernels = tuple(kernel.transpose(0, 2, 1) for kernel in self.kernels)
+        return _RadialBand(kernels, self.mixing.transpose(0, 2, 1))
 
+    def add_to(self, total: Moments, moments: Moments) -> Moments:
+        """Add, per l, the sum over Gaussians of kernel times mixing on the moments.
 
-def partition_of_unity(
-    coords: Float[np.ndarray, "grid xyz"],
-    owner: Int[np.ndarray, " grid"],
-    centers: Float[np.ndarray, "atom xyz"],
-) -> Float[np.ndarray, " grid"]:
-    r"""Share of each point's own atom in the sources there.
+        One Gaussian after the other: the product of all of them with the moments would need much
+        memory and a transposition of it.
+        """
+        inputs = [x[: k.shape[2]] for k, x in zip(self.kernels, moments, strict=False)]
+        zero = tuple(
+            jnp.zeros((k.shape[1], x.shape[1], self.mixing.shape[2]), self.mixing.dtype)
+            for k, x in zip(self.kernels, inputs, strict=True)
+        )
 
-    .. math:: P_A(\mathbf r) = \frac{r_A^{-k}}{\sum_B r_B^{-k}}
+        def add_gaussian(
+            sums: tuple[Array, ...], gaussian: tuple[tuple[Array, ...], Array]
+        ) -> tuple[tuple[Array, ...], None]:
+            kernels, channels = gaussian
+            added = []
+            for old, kernel, x in zip(sums, kernels, inputs, strict=True):
+                radial = kernel @ x.reshape(x.shape[0], -1)
+                new = radial.reshape(-1, x.shape[2]) @ channels
+                added.append(old + new.reshape(old.shape))
+            return tuple(added), None
 
-    It leaves nothing of a nucleus's surroundings to other atoms, whose expansions could not resolve
-    the core density there (a Becke partition leaves enough to spoil the energy by 5e-6), and is
-    smooth enough between atoms for expansions of low order.
-    """
-    distance = np.empty((len(centers), len(coords)))
-    for atom, center in enumerate(centers):
-        distance[atom] = np.linalg.norm(coords - center, axis=1)
-    own = np.take_along_axis(distance, owner[None], axis=0)[0]
-    # As ratios to the own distance: powers of the distances themselves would overflow.
-    return 1 / np.sum((own / np.maximum(distance, 1e-10)) ** PARTITION_POWER, axis=0)
-
-
-class _AngularGroup(eqx.Module):
-    """Shells of an atom that share their directions: where they and their points are."""
-
-    shells: Int[np.ndarray, " shell"]
-    points: Int[np.ndarray, "shell angle"]
-    harmonics: Float[Array, "lm angle"]
+        sums, _ = jax.lax.scan(add_gaussian, zero, (self.kernels, self.mixing))
+        added = [t.at[: s.shape[0]].add(s) for t, s in zip(total, sums, strict=False)]
+        return added + total[len(added) :]
 
 
 class _Species(eqx.Module):
     """What atoms with equal shells have in common: harmonics and radial kernels.
 
-    ``resolved[l]`` are the shells whose quadrature resolves degree 2l, ``restore[l]`` where each
-    shell is among them (one past the end: nowhere). Kernels are Gaussians between shells, and
-    from shells to the Chebyshev coefficients of each zone's panels (``node``).
+    Kernels are Gaussians between shells, and from shells to the Chebyshev coefficients of the
+    panels (nodes run over panels, then degrees).
     """
 
-    groups: tuple[_AngularGroup, ...]
-    point_of_group: Int[np.ndarray, " point"]
-    shell_of_group: Int[np.ndarray, " shell"]
-    resolved: tuple[Int[np.ndarray, " _"], ...]
-    restore: tuple[Int[np.ndarray, " shell"], ...]
-    onsite_kernels: tuple[Float[Array, "gamma _ _"], ...]
-    zone_kernels: tuple[tuple[Float[Array, "_ _ _"], ...], ...]
-    mixing: Float[Array, "gamma source target"]
-    offsite_mixing: Float[Array, "offsite_gamma source offsite_target"]
-
-    @property
-    def lmax(self) -> int:
-        return len(self.resolved) - 1
-
-    def project(self, values: Float[Array, "point c"]) -> list[Float[Array, "_ _ c"]]:
-        """Moments of the values at the atom's points, per l."""
-        parts = []
-        for group in self.groups:
-            part = jnp.einsum("ma,sac->smc", group.harmonics, values[group.points])
-            missing = (self.lmax + 1) ** 2 - part.shape[1]
-            parts.append(jnp.pad(part, ((0, 0), (0, missing), (0, 0))))
-        moments = jnp.concatenate(parts)[self.shell_of_group]
-        return [moments[self.resolved[l], l * l : (l + 1) ** 2] for l in range(self.lmax + 1)]
-
-    def expand(self, moments: Sequence[Float[Array, "_ _ c"]]) -> Float[Array, "point c"]:
-        """The transpose of ``project``: sums of harmonics at the atom's points."""
-        every = [
-            jnp.pad(part, ((0, 1), (0, 0), (0, 0)))[restore]
-            for part, restore in zip(moments, self.restore, strict=True)
-        ]
-        stacked = jnp.concatenate(every, axis=1)
-        parts = []
-        for group in self.groups:
-            own = stacked[group.shells, : group.harmonics.shape[0]]
-            values = jnp.einsum("ma,smc->sac", group.harmonics, own)
-            parts.append(values.reshape(-1, values.shape[2]))
-        return jnp.concatenate(parts)[self.point_of_group]
+    shells: SphericalShells
+    onsite: tuple[_RadialBand, ...]
+    panels: tuple[_RadialBand, ...]
 
     @eqx.filter_jit
     def fields(
         self, charges: Float[Array, "point source"]
-    ) -> tuple[Float[Array, "point target"], list[Float[Array, "_ column _"]]]:
-        """Fields at the atom's own points, and the panel matrices of each zone."""
-        moments = self.project(charges)
-        own = self.expand(_mix(self.onsite_kernels, self.mixing, moments))
-        zones = []
-        for kernels in self.zone_kernels:
-            by_l = _mix(kernels, self.offsite_mixing, moments[: len(kernels)])
-            nodes = jnp.concatenate(by_l, axis=1)
-            panels = nodes.reshape(-1, PANEL_DEGREE, *nodes.shape[1:]).transpose(0, 1, 3, 2)
-            zones.append(panels.reshape(panels.shape[0], -1, panels.shape[3]))
-        return own, zones
+    ) -> tuple[Float[Array, "point target"], Float[Array, "panel column lm"]]:
+        """Fields at the atom's own points, and the panel matrices of the points of others."""
+        moments = self.shells.project(charges)
+        num_targets = self.onsite[0].mixing.shape[2]
+        own = [jnp.zeros((*x.shape[:2], num_targets), x.dtype) for x in moments]
+        for band in self.onsite:
+            own = band.add_to(own, moments)
+        if not self.panels:
+            return self.shells.expand(own), jnp.zeros((0, 0, 0))
+        num_nodes, num_targets = self.panels[0].kernels[0].shape[1], self.panels[0].mixing.shape[2]
+        nodes = [jnp.zeros((num_nodes, x.shape[1], num_targets), x.dtype) for x in moments]
+        for band in self.panels:
+            nodes = band.add_to(nodes, moments)
+        columns = jnp.concatenate(nodes, axis=1)
+        columns = columns.reshape(-1, PANEL_DEGREE, *columns.shape[1:]).transpose(0, 1, 3, 2)
+        return self.shells.expand(own), columns.reshape(columns.shape[0], -1, columns.shape[3])
 
     @eqx.filter_jit
     def fields_transpose(
         self,
         own: Float[Array, "point target"],
-        zones: Sequence[Float[Array, "_ column _"]],
+        panels: Float[Array, "panel column lm"],
     ) -> Float[Array, "point source"]:
         """The transpose of ``fields``."""
-        moments = _mix(self.onsite_kernels, self.mixing.transpose(0, 2, 1), self.project(own))
-        for kernels, panels in zip(self.zone_kernels, zones, strict=True):
-            split = panels.reshape(panels.shape[0] * PANEL_DEGREE, -1, panels.shape[2])
-            nodes = split.transpose(0, 2, 1)
-            by_l = _mix(
-                [kernel.transpose(0, 2, 1) for kernel in kernels],
-                self.offsite_mixing.transpose(0, 2, 1),
-                [nodes[:, l * l : (l + 1) ** 2] for l in range(len(kernels))],
-            )
-            moments = [a + b for a, b in zip(moments, by_l, strict=False)] + moments[len(by_l) :]
-        return self.expand(moments)
+        by_own = self.shells.project(own)
+        num_sources = self.onsite[0].mixing.shape[1]
+        moments = [jnp.zeros((*x.shape[:2], num_sources), x.dtype) for x in by_own]
+        for band in self.onsite:
+            moments = band.transposed.add_to(moments, by_own)
+        if self.panels:
+            columns = panels.reshape(panels.shape[0] * PANEL_DEGREE, -1, panels.shape[2])
+            nodes = columns.transpose(0, 2, 1)
+            by_nodes = [nodes[:, l * l : (l + 1) ** 2] for l in range(len(moments))]
+            for band in self.panels:
+                moments = band.transposed.add_to(moments, by_nodes)
+        return self.shells.expand(moments)
 
 
-def _mix(
-    kernels: Sequence[Float[Array, "gamma _ _"]],
-    mixing: Float[Array, "gamma cin cout"],
-    moments: Sequence[Float[Array, "_ _ cin"]],
-) -> list[Float[Array, "_ _ cout"]]:
-    """Per l, the sum over Gaussians of kernel (radial) times mixing (channels) on the moments.
-
-    One Gaussian after the other: the product of all of them with the moments would need much
-    memory and a transposition of it.
-    """
-    pairs = list(zip(kernels, moments, strict=True))
-    shapes = [(k.shape[1], x.shape[1], mixing.shape[2]) for k, x in pairs]
-
-    def add_gaussian(
-        total: tuple[Array, ...], gaussian: tuple[tuple[Array, ...], Array]
-    ) -> tuple[tuple[Array, ...], None]:
-        by_l, channels = gaussian
-        added = []
-        for t, kernel, x, shape in zip(total, by_l, moments, shapes, strict=True):
-            radial = kernel @ x.reshape(x.shape[0], -1)
-            added.append(t + (radial.reshape(-1, x.shape[2]) @ channels).reshape(shape))
-        return tuple(added), None
-
-    zero = tuple(jnp.zeros(shape, mixing.dtype) for shape in shapes)
-    return list(jax.lax.scan(add_gaussian, zero, (tuple(kernels), mixing))[0])
-
-
-@functools.partial(jax.jit, static_argnames=("edges", "lmax"))
+@functools.partial(jax.jit, static_argnames="lmax")
 def _evaluate_batch(
     offsets: Float[Array, "tile point xyz"],
     panels: Int[Array, " tile"],
     matrices: Float[Array, "panel column lm"],
-    edges: tuple[float, ...],
     lmax: int,
 ) -> Float[Array, "tile point target"]:
     """Fields at points off an atom, from its panel matrices."""
 
     def fields_of(tile: tuple[Array, Array]) -> Array:
-        harmonics, polynomials = _tile_functions(*tile, edges, lmax)
+        harmonics, polynomials = _tile_functions(*tile, lmax)
         values = (matrices[tile[1]] @ harmonics).reshape(PANEL_DEGREE, -1, TILE)
         # Unrolled: a fused reduction over the degree was five times slower.
         terms = [polynomials[k][None] * values[k] for k in range(PANEL_DEGREE)]
@@ -250,19 +182,18 @@ def _evaluate_batch(
     return jax.lax.map(fields_of, (offsets, panels))
 
 
-@functools.partial(jax.jit, static_argnames=("edges", "lmax"))
+@functools.partial(jax.jit, static_argnames="lmax")
 def _evaluate_batch_transpose(
     offsets: Float[Array, "tile point xyz"],
     panels: Int[Array, " tile"],
     fields: Float[Array, "tile point target"],
     matrices: Float[Array, "panel column lm"],
-    edges: tuple[float, ...],
     lmax: int,
 ) -> Float[Array, "panel column lm"]:
     """The transpose of ``_evaluate_batch``, added to the matrices."""
 
     def add_tile(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        harmonics, polynomials = _tile_functions(*tile[:2], edges, lmax)
+        harmonics, polynomials = _tile_functions(*tile[:2], lmax)
         columns = jnp.concatenate([p[None] * tile[2].T for p in polynomials])
         return total.at[tile[1]].add(columns @ harmonics.T), None
 
@@ -270,14 +201,11 @@ def _evaluate_batch_transpose(
 
 
 def _tile_functions(
-    offsets: Float[Array, "point xyz"],
-    panel: Int[Array, ""],
-    edges: tuple[float, ...],
-    lmax: int,
+    offsets: Float[Array, "point xyz"], panel: Int[Array, ""], lmax: int
 ) -> tuple[Float[Array, "lm point"], list[Float[Array, " point"]]]:
     """Harmonics and radial Chebyshev polynomials at the points of one tile."""
     distance = jnp.sqrt(jnp.sum(offsets**2, axis=1) + 1e-30)
-    low, high = jnp.asarray(edges, TILE_DTYPE)[jnp.stack([panel, panel + 1])]
+    low, high = jnp.asarray(PANELS, TILE_DTYPE)[jnp.stack([panel, panel + 1])]
     # Points that fill up a tile may lie elsewhere.
     x = jnp.clip((2 * distance - low - high) / (high - low), -1, 1)
     polynomials = [jnp.ones_like(x), x]
@@ -287,134 +215,111 @@ def _tile_functions(
     return harmonics.astype(float), [p.astype(float) for p in polynomials]
 
 
-class _Zone(eqx.Module):
-    """Points of other atoms in a range of distances from one atom, in batches of tiles.
+class _Atom(eqx.Module):
+    """One atom of a molecule: its points, and those of other atoms around it, in batches of tiles.
 
     Each tile lies within one panel; what fills it up is the index past the grid.
     """
 
-    points: Int[np.ndarray, "batch tile point"]
+    center: Float[np.ndarray, " xyz"]
+    points: Int[np.ndarray, " own"]
+    around: Int[np.ndarray, "batch tile point"]
     panels: Int[np.ndarray, "batch tile"]
-    edges: tuple[float, ...] = eqx.field(static=True)
-    lmax: int = eqx.field(static=True)
+    species: int = eqx.field(static=True)
 
     def batches(
-        self, coords: Float[np.ndarray, "grid xyz"], center: Float[np.ndarray, " xyz"]
+        self, coords: Float[np.ndarray, "grid xyz"]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Points, offsets from the atom, and panels."""
-        for points, panels in zip(self.points, self.panels, strict=True):
-            offsets = np.take(coords, points, axis=0, mode="clip") - center
+        for points, panels in zip(self.around, self.panels, strict=True):
+            offsets = np.take(coords, points, axis=0, mode="clip") - self.center
             yield points, offsets.astype(TILE_DTYPE), panels
 
 
-class _Atom(eqx.Module):
-    """One atom of a molecule: its points, and the zones of the other atoms' points."""
-
-    center: Float[np.ndarray, " xyz"]
-    points: Int[np.ndarray, " point"]
-    zones: tuple[_Zone, ...]
-    species: int = eqx.field(static=True)
-
-
-class AtomCentredConvolution(GaussianConvolution):
-    """``GaussianConvolution`` of a molecule; built by ``atom_centred_convolution``.
+class AtomCentredConvolution(eqx.Module):
+    """Convolution of charges with the sharp Gaussians; see ``atom_centred_convolution``.
 
     It works on concrete arrays: a program that is traced calls it between its traced parts.
     """
 
-    volumes: Float[np.ndarray, " grid"]
     coords: Float[np.ndarray, "grid xyz"]
     atoms: tuple[_Atom, ...]
     species: tuple[_Species, ...]
+    num_sources: int = eqx.field(static=True)
+    num_targets: int = eqx.field(static=True)
 
-    def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[AnyArray, "grid target"]:
-        return self.apply(sources)
-
-    @float64
-    def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
-        charges = _with_nowhere(self.volumes[:, None] * np.asarray(sources))
-        fields = np.zeros((len(charges), self.species[0].mixing.shape[2]))
-        for atom in self.atoms:
-            own, matrices = self.species[atom.species].fields(charges[atom.points])
-            fields[atom.points] += np.asarray(own)
-            for zone, matrix in zip(atom.zones, matrices, strict=True):
-                for points, offsets, panels in zone.batches(self.coords, atom.center):
-                    values = _evaluate_batch(offsets, panels, matrix, zone.edges, zone.lmax)
-                    fields[points, : values.shape[2]] += np.asarray(values)
-        return fields[:-1]
-
-    @float64
-    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
-        fields = _with_nowhere(np.asarray(fields))
-        sources = np.zeros((len(fields), self.species[0].mixing.shape[1]))
-        far = fields[:, : self.species[0].offsite_mixing.shape[2]]
+    def apply(self, charges: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
+        """Fields of charges, both at the points of the grid."""
+        charges = _with_nowhere(charges)
+        fields = np.zeros((len(charges), self.num_targets))
         for atom in self.atoms:
             species = self.species[atom.species]
-            num_columns = PANEL_DEGREE * species.offsite_mixing.shape[2]
-            matrices = []
-            for zone in atom.zones:
-                shape = (len(zone.edges) - 1, num_columns, (zone.lmax + 1) ** 2)
-                matrix = jnp.zeros(shape)
-                for points, offsets, panels in zone.batches(self.coords, atom.center):
-                    values = far[points]
-                    matrix = _evaluate_batch_transpose(
-                        offsets, panels, values, matrix, zone.edges, zone.lmax
-                    )
-                matrices.append(matrix)
+            own, matrices = species.fields(charges[atom.points])
+            fields[atom.points] += np.asarray(own)
+            for points, offsets, panels in atom.batches(self.coords):
+                values = _evaluate_batch(offsets, panels, matrices, species.shells.lmax)
+                fields[points, : values.shape[2]] += np.asarray(values)
+        return fields[:-1]
+
+    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
+        """The transposed map."""
+        fields = _with_nowhere(fields)
+        charges = np.zeros((len(fields), self.num_sources))
+        for atom in self.atoms:
+            species = self.species[atom.species]
+            matrices = jnp.zeros((0, 0, 0))
+            if species.panels:
+                num_far, lmax = species.panels[0].mixing.shape[2], species.shells.lmax
+                shape = (len(PANELS) - 1, PANEL_DEGREE * num_far, (lmax + 1) ** 2)
+                matrices = jnp.zeros(shape)
+                for points, offsets, panels in atom.batches(self.coords):
+                    values = fields[points, :num_far]
+                    matrices = _evaluate_batch_transpose(offsets, panels, values, matrices, lmax)
             own = species.fields_transpose(fields[atom.points], matrices)
-            sources[atom.points] += np.asarray(own)
-        return self.volumes[:, None] * sources[:-1]
+            charges[atom.points] += np.asarray(own)
+        return charges[:-1]
 
 
-def _with_nowhere(values: Float[np.ndarray, "grid c"]) -> Float[np.ndarray, "_ c"]:
-    """One more row of zeros, for points that were pruned or fill up a tile."""
-    return np.pad(values, ((0, 1), (0, 0)))
+def _with_nowhere(values: Float[AnyArray, "grid c"]) -> Float[np.ndarray, "_ c"]:
+    """One more row of zeros, for points that fill up a tile."""
+    return np.pad(np.asarray(values), ((0, 1), (0, 0)))
 
 
-@float64
 def atom_centred_convolution(
     coords: Float[np.ndarray, "grid xyz"],
-    volumes: Float[np.ndarray, " grid"],
+    owner: Int[np.ndarray, " grid"],
     atoms: Sequence[AtomicGrid],
     source_exponents: Float[np.ndarray, " source"],
     target_exponents: Float[np.ndarray, " target"],
+    selected: Bool[np.ndarray, "source target"],
 ) -> AtomCentredConvolution:
-    """The convolution of the grid ``coords``, which the atoms share out among them.
+    """The convolution with ``exp(-(a + b) u^2)`` for the selected pairs of exponents (bohr^-2).
 
-    ``volumes`` (bohr^3) are the quadrature weights of each atom alone, without any partition of
-    space. Points that belong to no atom (padding) have no sources and no fields.
+    The grid ``coords`` is shared out among the atoms: ``owner`` is the atom of each point, -1 for
+    points of none, which have no charges and no fields.
     """
-    centers = np.array([atom.center for atom in atoms])
-    owner = np.full(len(coords) + 1, -1)
-    for index, atom in enumerate(atoms):
-        owner[np.concatenate(atom.points)] = index
-    owner = np.where(owner[:-1] < 0, -1, owner[:-1])
-    owned = owner >= 0
-    shares = np.zeros(len(coords))
-    shares[owned] = partition_of_unity(coords[owned], owner[owned], centers)
-
     names = list(dict.fromkeys(atom.species for atom in atoms))
-    ladders = (tuple(source_exponents.tolist()), tuple(target_exponents.tolist()))
-    zones = ZONES if len(atoms) > 1 else ()
+    gaussians = (
+        tuple(source_exponents.tolist()),
+        tuple(target_exponents.tolist()),
+        tuple(map(tuple, selected.tolist())),
+    )
     species = []
     for name in names:
         first = next(atom for atom in atoms if atom.species == name)
-        species.append(_species(_Shells(name, first), *ladders, zones))
+        species.append(_species(_Shells(name, first), *gaussians, len(atoms) > 1))
 
     def atom_of(index: int, atom: AtomicGrid) -> _Atom:
+        around, panels = _tiles_around(coords, owner, index, atom.center)
         kind = names.index(atom.species)
-        points = np.concatenate(atom.points)
-        own_zones = tuple(
-            _zone(coords, owner, index, atom.center, edges, min(lmax, species[kind].lmax))
-            for edges, lmax in zones
-        )
-        return _Atom(atom.center, np.where(points < 0, len(coords), points), own_zones, kind)
+        return _Atom(atom.center, np.concatenate(atom.points), around, panels, kind)
 
     return AtomCentredConvolution(
-        volumes=volumes * shares,
         coords=coords,
         atoms=tuple(atom_of(index, atom) for index, atom in enumerate(atoms)),
         species=tuple(species),
+        num_sources=len(source_exponents),
+        num_targets=len(target_exponents),
     )
 
 
@@ -437,95 +342,108 @@ def _species(
     shells: _Shells,
     source_exponents: tuple[float, ...],
     target_exponents: tuple[float, ...],
-    zones: tuple[tuple[tuple[float, ...], int], ...],
+    selected: tuple[tuple[bool, ...], ...],
+    has_neighbours: bool,
 ) -> _Species:
     """Kernels depend on the shells alone; they are kept for other molecules and geometries."""
-    atom = shells.atom
-    mixing, gamma = _kernel_mixing(source_exponents, target_exponents)
-    num_targets = int(np.searchsorted(target_exponents, LARGEST_OFFSITE_EXPONENT))
-    num_gamma = int(np.searchsorted(gamma, 4 * LARGEST_OFFSITE_EXPONENT))
+    radii = shells.atom.radii
+    spherical = spherical_shells(shells.atom.angular, LMAX)
+    mixing, gamma = _kernel_mixing(source_exponents, target_exponents, np.array(selected))
+    # Shells on which a Gaussian is resolved, never fewer for a softer one.
+    spacing = np.maximum.accumulate(np.diff(radii, prepend=0.0))
+    num_shells = np.searchsorted(spacing, np.sqrt(UNRESOLVED / gamma))
 
-    degrees = [grid.degree for grid in atom.angular]
-    lmax = min(LMAX, max(degrees) // 2)
-    first_point = np.cumsum([0, *(len(points) for points in atom.points)])
-    groups = []
-    for degree in dict.fromkeys(degrees):
-        members = np.flatnonzero(np.array(degrees) == degree)
-        directions = atom.angular[members[0]].directions
-        points = first_point[members][:, None] + np.arange(len(directions))
-        harmonics = real_spherical_harmonics(jnp.asarray(directions), min(lmax, degree // 2))
-        groups.append(_AngularGroup(members, points, harmonics))
+    def bands(nodes: Float[np.ndarray, " node"] | None, chosen: slice, columns: slice) -> tuple:
+        result = []
+        for members in _band_members(num_shells[chosen]):
+            count = num_shells[members[0]]
+            inner = [s[: np.searchsorted(s, count)] for s in spherical.resolved]
+            inner = [s for s in inner if len(s)]
+            kernel = _radial_kernel(gamma[members], nodes, radii[:count], len(inner) - 1)
+            kernels = tuple(
+                jnp.asarray(k[:, s][:, :, s] if nodes is None else k[:, :, s])
+                for k, s in zip(kernel, inner, strict=True)
+            )
+            result.append(_RadialBand(kernels, mixing[members][:, :, columns]))
+        return tuple(result)
 
-    resolved = [np.flatnonzero(np.array(degrees) // 2 >= l) for l in range(lmax + 1)]
-    restore = []
-    for chosen in resolved:
-        back = np.full(len(degrees), len(chosen))
-        back[chosen] = np.arange(len(chosen))
-        restore.append(back)
-    onsite = gaussian_radial_kernel(gamma, atom.radii, atom.radii, lmax)
-    zone_kernels = []
-    for edges, zone_lmax in zones:
-        kernel = _panel_kernel(gamma[:num_gamma], edges, atom.radii, min(zone_lmax, lmax))
-        zone_kernels.append(
-            tuple(jnp.asarray(k[:, :, s]) for k, s in zip(kernel, resolved, strict=False))
-        )
+    num_far_targets = int(np.searchsorted(target_exponents, LARGEST_OFFSITE_EXPONENT))
+    num_far_gamma = int(np.searchsorted(gamma, 4 * LARGEST_OFFSITE_EXPONENT))
+    every = slice(None)
     return _Species(
-        groups=tuple(groups),
-        point_of_group=np.argsort(np.concatenate([g.points.ravel() for g in groups])),
-        shell_of_group=np.argsort(np.concatenate([g.shells for g in groups])),
-        resolved=tuple(resolved),
-        restore=tuple(restore),
-        onsite_kernels=tuple(
-            jnp.asarray(k[:, s][:, :, s]) for k, s in zip(onsite, resolved, strict=True)
-        ),
-        zone_kernels=tuple(zone_kernels),
-        mixing=mixing,
-        offsite_mixing=mixing[:num_gamma, :, :num_targets],
+        shells=spherical,
+        onsite=bands(None, every, every),
+        panels=bands(_panel_nodes(), slice(num_far_gamma), slice(num_far_targets))
+        if has_neighbours
+        else (),
     )
 
 
+def _band_members(num_shells: Int[np.ndarray, " gamma"]) -> list[Int[np.ndarray, " _"]]:
+    """Runs of Gaussians whose numbers of shells differ by less than a third."""
+    runs: list[list[int]] = []
+    for index, count in enumerate(num_shells):
+        if count == 0:
+            break
+        if runs and count > 2 / 3 * num_shells[runs[-1][0]]:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return [np.array(run) for run in runs]
+
+
 def _kernel_mixing(
-    source_exponents: tuple[float, ...], target_exponents: tuple[float, ...]
+    source_exponents: tuple[float, ...],
+    target_exponents: tuple[float, ...],
+    selected: Bool[np.ndarray, "source target"],
 ) -> tuple[Float[Array, "gamma source target"], Float[np.ndarray, " gamma"]]:
-    """Expansion of all sums of a source and a target exponent in the ladder of kernels."""
-    least = source_exponents[0] + target_exponents[0]
-    largest = source_exponents[-1] + target_exponents[-1]
-    gamma = ladder_exponents(least, 4 * largest, KERNEL_RATIO)
+    """Expansion of the sums of selected exponents in the ladder of kernels."""
     sums = np.add.outer(np.array(source_exponents), np.array(target_exponents))
+    # Margins on both sides, where the expansion is poor.
+    gamma = ladder_exponents(sums[selected].min() / 2, 4 * sums.max(), KERNEL_RATIO)
     coefficients = GaussianLadder(gamma).coefficients(jnp.asarray(sums))
-    return jnp.moveaxis(coefficients, -1, 0), gamma
+    return jnp.moveaxis(coefficients * selected[..., None], -1, 0), gamma
 
 
-def _panel_kernel(
+def _panel_nodes() -> Float[np.ndarray, " node"]:
+    """Chebyshev points of all panels."""
+    low, high = np.array(PANELS[:-1])[:, None], np.array(PANELS[1:])[:, None]
+    return ((low + high) / 2 + (high - low) / 2 * np.cos(_panel_angles())).ravel()
+
+
+def _panel_angles() -> Float[np.ndarray, " node"]:
+    return np.pi * (np.arange(PANEL_DEGREE) + 0.5) / PANEL_DEGREE
+
+
+def _radial_kernel(
     gamma: Float[np.ndarray, " gamma"],
-    edges: tuple[float, ...],
+    nodes: Float[np.ndarray, " node"] | None,
     radii: Float[np.ndarray, " shell"],
     lmax: int,
-) -> Float[np.ndarray, "l gamma node shell"]:
-    """Chebyshev coefficients of the radial kernels on panels; nodes run over panels, degrees."""
-    angle = np.pi * (np.arange(PANEL_DEGREE) + 0.5) / PANEL_DEGREE
-    to_coefficients = 2 / PANEL_DEGREE * np.cos(np.outer(np.arange(PANEL_DEGREE), angle))
+) -> Float[np.ndarray, "l gamma out shell"]:
+    """Radial kernels between shells, or from shells to Chebyshev coefficients of the panels."""
+    if nodes is None:
+        return gaussian_radial_kernel(gamma, radii, radii, lmax)
+    degrees = np.arange(PANEL_DEGREE)
+    to_coefficients = 2 / PANEL_DEGREE * np.cos(np.outer(degrees, _panel_angles()))
     to_coefficients[0] /= 2
-    low, high = np.array(edges[:-1])[:, None], np.array(edges[1:])[:, None]
-    points = ((low + high) / 2 + (high - low) / 2 * np.cos(angle)).ravel()
-    kernel = gaussian_radial_kernel(gamma, points, radii, lmax)
+    kernel = gaussian_radial_kernel(gamma, nodes, radii, lmax)
     split = kernel.reshape(lmax + 1, len(gamma), -1, PANEL_DEGREE, len(radii))
     return (to_coefficients @ split).reshape(kernel.shape)
 
 
-def _zone(
+def _tiles_around(
     coords: Float[np.ndarray, "grid xyz"],
     owner: Int[np.ndarray, " grid"],
     atom: int,
     center: Float[np.ndarray, " xyz"],
-    edges: tuple[float, ...],
-    lmax: int,
-) -> _Zone:
+) -> tuple[Int[np.ndarray, "batch tile point"], Int[np.ndarray, "batch tile"]]:
+    """Points of other atoms within the panels of one, and the panel of each tile."""
     distance = np.linalg.norm(coords - center, axis=1)
-    panel = np.searchsorted(edges, distance, side="right") - 1
+    panel = np.searchsorted(PANELS, distance, side="right") - 1
     panel[(owner == atom) | (owner < 0)] = -1
     tiles = []
-    for index in range(len(edges) - 1):
+    for index in range(len(PANELS) - 1):
         members = np.flatnonzero(panel == index)
         tiles += [(index, members[i : i + TILE]) for i in range(0, len(members), TILE)]
     num_batches = -(-len(tiles) // BATCH)
@@ -534,5 +452,4 @@ def _zone(
     for position, (index, members) in enumerate(tiles):
         points[position, : len(members)] = members
         panels[position] = index
-    shape = (num_batches, BATCH)
-    return _Zone(points.reshape(*shape, TILE), panels.reshape(shape), edges, lmax)
+    return points.reshape(num_batches, BATCH, TILE), panels.reshape(num_batches, BATCH)

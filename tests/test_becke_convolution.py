@@ -7,7 +7,7 @@ import pytest
 from molecules import MOLECULES, molecule_density
 
 from cider.exchange import safe_ingredients
-from cider.features import atom_centred
+from cider.features.atomic_shells import partition_of_unity
 from cider.features.nldf import Nldf, NldfExponent
 from cider.plugins.pyscf.grids import becke_convolution
 
@@ -54,12 +54,7 @@ def energy_sample(density, weights, count, seed=0):
     return rng.choice(len(energy), count, p=energy / energy.sum())
 
 
-NEAR_MISS = pytest.mark.xfail(strict=True, reason="rms 2.06e-4, where the bar is 2e-4")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=NEAR_MISS if n == "water cluster" else ()) for n in MOLECULES]
-)
+@pytest.mark.parametrize("name", MOLECULES)
 def test_features_of_molecules(name, x64):
     """Relative rms of every feature, weighted by energy, below 2e-4 at the default setting.
 
@@ -135,12 +130,10 @@ def test_partition_of_unity():
     """The shares of all atoms add up to one; a nucleus keeps its surroundings."""
     centers = np.array([[0.0, 0, 0], [0, 0, 2.0], [1.5, 0, 0]])
     coords = np.random.default_rng(1).normal(size=(50, 3))
-    shares = [
-        atom_centred.partition_of_unity(coords, np.full(50, atom), centers) for atom in range(3)
-    ]
+    shares = [partition_of_unity(coords, np.full(50, atom), centers) for atom in range(3)]
     np.testing.assert_allclose(sum(shares), 1, rtol=1e-13)
     near = centers[1] + np.array([[0.2, 0, 0]])
-    share = atom_centred.partition_of_unity(near, np.array([0]), centers)
+    share = partition_of_unity(near, np.array([0]), centers)
     assert share[0] < 2e-6
 
 

@@ -1,31 +1,29 @@
 """The Gaussian convolution on PySCF's Becke grids."""
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pyscf.dft import gen_grid
 from scipy.spatial import cKDTree
 
-from cider.features.atom_centred import (
-    AngularGrid,
-    AtomCentredConvolution,
-    AtomicGrid,
-    atom_centred_convolution,
-)
+from cider.features.atomic_shells import AngularGrid, AtomicGrid
+from cider.features.molecular_convolution import MolecularConvolution, molecular_convolution
 from cider.features.nldf import Nldf
 
 _DIRECTION_TOLERANCE = 1e-6
 """Distance on the unit sphere within which a grid point is taken for a Lebedev direction."""
 
 
-def becke_convolution(mol: Any, grids: Any, nldf: Nldf) -> AtomCentredConvolution:
+def becke_convolution(mol: Any, grids: Any, nldf: Nldf) -> MolecularConvolution:
     """The convolution that ``nldf`` needs on the built ``grids`` of a PySCF molecule.
 
     Raises ``ValueError`` for grids that are not made of whole atomic shells, such as those that
     lost points by their density.
     """
     atoms = atomic_grids(mol, grids)
-    return atom_centred_convolution(
+    return molecular_convolution(
         np.asarray(grids.coords),
         np.asarray(grids.quadrature_weights),
         atoms,
@@ -42,20 +40,33 @@ def atomic_grids(mol: Any, grids: Any) -> list[AtomicGrid]:
             "nonlocal density features need PySCF's atom-centred grids, built by grids.build(): "
             f"{type(grids).__name__} has no atm_idx and quadrature_weights"
         )
-    angular = {
-        size: AngularGrid(gen_grid.MakeAngularGrid(size)[:, :3].copy(), degree)
-        for degree, size in gen_grid.LEBEDEV_ORDER.items()
-        if size > 1
-    }
     return [
-        _atomic_grid(mol, atom, grids.coords, np.flatnonzero(owner == atom), angular)
+        _atomic_grid(mol, atom, grids.coords, np.flatnonzero(owner == atom), _lebedev_grids())
         for atom in range(mol.natm)
         if np.any(owner == atom)
     ]
 
 
+@dataclass(frozen=True)
+class _LebedevGrid(AngularGrid):
+    """A Lebedev grid, with a search tree of its directions."""
+
+    tree: cKDTree
+
+
+@functools.cache
+def _lebedev_grids() -> dict[int, _LebedevGrid]:
+    """The Lebedev grids by their number of points."""
+    grids = {}
+    for degree, size in gen_grid.LEBEDEV_ORDER.items():
+        if size > 1:
+            directions = gen_grid.MakeAngularGrid(size)[:, :3].copy()
+            grids[size] = _LebedevGrid(directions, degree, cKDTree(directions))
+    return grids
+
+
 def _atomic_grid(
-    mol: Any, atom: int, coords: np.ndarray, members: np.ndarray, angular: dict[int, AngularGrid]
+    mol: Any, atom: int, coords: np.ndarray, members: np.ndarray, angular: dict[int, _LebedevGrid]
 ) -> AtomicGrid:
     center = mol.atom_coord(atom)
     offset = coords[members] - center
@@ -64,28 +75,19 @@ def _atomic_grid(
     # Neighbouring shells differ by per cents, points of one shell by rounding.
     new_shell = np.diff(distance[order], prepend=-1.0) > 1e-5 * distance[order] + 1e-9
     shells = np.split(order, np.flatnonzero(new_shell)[1:])
-    sizes = np.array(sorted(angular))
     chosen, points = [], []
     for shell in shells:
-        # A shell with points pruned by density belongs to the next larger set that contains it.
-        for size in sizes[np.searchsorted(sizes, len(shell)) :]:
-            grid = angular[size]
-            unit = offset[shell] / distance[shell][:, None]
-            gap, direction = cKDTree(grid.directions).query(unit)
-            if gap.max() < _DIRECTION_TOLERANCE:
-                break
-        else:
+        grid = angular.get(len(shell))
+        if grid is not None:
+            gap, direction = grid.tree.query(offset[shell] / distance[shell][:, None])
+        if grid is None or gap.max() > _DIRECTION_TOLERANCE:
+            # Points are dropped by Becke's weights; the sources are shared otherwise.
             raise ValueError(
-                f"the grid of atom {atom} ({mol.atom_symbol(atom)}) is not made of Lebedev shells: "
-                "nonlocal density features need PySCF's own atomic grids"
+                f"the grid of atom {atom} ({mol.atom_symbol(atom)}) is not made of whole Lebedev "
+                "shells: nonlocal density features need PySCF's own atomic grids with all their "
+                "points; set mf.small_rho_cutoff = 0"
             )
-        if len(shell) != size:
-            # The weights that decide about dropping are Becke's; the sources are shared otherwise.
-            raise ValueError(
-                f"the grid of atom {atom} ({mol.atom_symbol(atom)}) has lost points of a shell: "
-                "nonlocal density features need all of them; set mf.small_rho_cutoff = 0"
-            )
-        index = np.full(size, -1)
+        index = np.empty(len(shell), dtype=int)
         index[direction] = members[shell]
         chosen.append(grid)
         points.append(index)

@@ -1,0 +1,143 @@
+"""Grids of atoms in spherical shells, and spherical harmonics on them."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from cider.features.spherical import real_spherical_harmonics
+
+PARTITION_POWER = 6
+PARTITION_LENGTH = 3.0
+"""Power and length (bohr) of the partition of the sources; see ``partition_of_unity``."""
+
+
+@dataclass(frozen=True)
+class AngularGrid:
+    """Directions of a spherical quadrature, and the degree up to which it is exact."""
+
+    directions: Float[np.ndarray, "angle xyz"]
+    degree: int
+
+
+@dataclass(frozen=True)
+class AtomicGrid:
+    """The quadrature of one atom, in shells of ascending radius (bohr).
+
+    ``points[s][a]`` is the index in the whole grid of direction ``a`` on shell ``s``. Atoms of
+    equal ``species`` have equal radii and directions.
+    """
+
+    species: Hashable
+    center: Float[np.ndarray, " xyz"]
+    radii: Float[np.ndarray, " shell"]
+    angular: tuple[AngularGrid, ...]
+    points: tuple[Int[np.ndarray, " _"], ...]
+
+
+def partition_of_unity(
+    coords: Float[np.ndarray, "grid xyz"],
+    owner: Int[np.ndarray, " grid"],
+    centers: Float[np.ndarray, "atom xyz"],
+) -> Float[np.ndarray, " grid"]:
+    r"""Share of each point's own atom in the sources there.
+
+    .. math:: P_A(\mathbf r) = \frac{w(r_A)}{\sum_B w(r_B)}, \qquad
+              w(r) = r^{-k} e^{-(r/\ell)^2}
+
+    The power leaves nothing of a nucleus's surroundings to other atoms, whose expansions could not
+    resolve the core density there (a Becke partition leaves enough to spoil the energy by 5e-6),
+    and is smooth enough between atoms for expansions of low order. The exponential keeps what is
+    near an atom from those far away (with the power alone 1e-4 of benzene's features would be
+    theirs), whose panels do not reach so far.
+    """
+    distance_squared = np.empty((len(centers), len(coords)))
+    for atom, center in enumerate(centers):
+        distance_squared[atom] = np.sum((coords - center) ** 2, axis=1)
+    own = np.take_along_axis(distance_squared, owner[None], axis=0)[0]
+    # As ratios to the own weight: the weights themselves would overflow.
+    power = (own / np.maximum(distance_squared, 1e-20)) ** (PARTITION_POWER / 2)
+    # Never so large that a neighbour's weight overflows: there the share is zero all the same.
+    decay = np.minimum((own - distance_squared) / PARTITION_LENGTH**2, 500.0)
+    return 1 / np.sum(power * np.exp(decay), axis=0)
+
+
+class _AngularGroup(eqx.Module):
+    """Shells of an atom that share their directions: where they and their points are."""
+
+    shells: Int[np.ndarray, " shell"]
+    points: Int[np.ndarray, "shell angle"]
+    harmonics: Float[Array, "lm angle"]
+
+
+class SphericalShells(eqx.Module):
+    """Spherical harmonics on the shells of an atom, up to what their quadrature resolves.
+
+    ``resolved[l]`` are the shells whose quadrature is exact to degree 2l, ``restore[l]`` says
+    where each shell is among them (one past the end: nowhere).
+    """
+
+    groups: tuple[_AngularGroup, ...]
+    point_of_group: Int[np.ndarray, " point"]
+    shell_of_group: Int[np.ndarray, " shell"]
+    resolved: tuple[Int[np.ndarray, " _"], ...]
+    restore: tuple[Int[np.ndarray, " shell"], ...]
+
+    @property
+    def lmax(self) -> int:
+        """Largest angular momentum."""
+        return len(self.resolved) - 1
+
+    def project(self, values: Float[Array, "point c"]) -> list[Float[Array, "_ _ c"]]:
+        """Sums of values times harmonics on each shell: per l, (shell, m, c)."""
+        parts = []
+        for group in self.groups:
+            part = jnp.einsum("ma,sac->smc", group.harmonics, values[group.points])
+            missing = (self.lmax + 1) ** 2 - part.shape[1]
+            parts.append(jnp.pad(part, ((0, 0), (0, missing), (0, 0))))
+        moments = jnp.concatenate(parts)[self.shell_of_group]
+        return [moments[self.resolved[l], l * l : (l + 1) ** 2] for l in range(self.lmax + 1)]
+
+    def expand(self, moments: Sequence[Float[Array, "_ _ c"]]) -> Float[Array, "point c"]:
+        """The transpose of ``project``: sums of harmonics at the atom's points."""
+        every = [
+            jnp.pad(part, ((0, 1), (0, 0), (0, 0)))[restore]
+            for part, restore in zip(moments, self.restore, strict=True)
+        ]
+        stacked = jnp.concatenate(every, axis=1)
+        parts = []
+        for group in self.groups:
+            own = stacked[group.shells, : group.harmonics.shape[0]]
+            values = jnp.einsum("ma,smc->sac", group.harmonics, own)
+            parts.append(values.reshape(-1, values.shape[2]))
+        return jnp.concatenate(parts)[self.point_of_group]
+
+
+def spherical_shells(angular: Sequence[AngularGrid], largest_lmax: int) -> SphericalShells:
+    """Harmonics on the angular grids of an atom's shells, none above ``largest_lmax``."""
+    degrees = np.array([grid.degree for grid in angular])
+    lmax = min(largest_lmax, int(degrees.max()) // 2)
+    first_point = np.cumsum([0, *(len(grid.directions) for grid in angular)])
+    groups = []
+    for degree in dict.fromkeys(degrees.tolist()):
+        members = np.flatnonzero(degrees == degree)
+        directions = angular[members[0]].directions
+        points = first_point[members][:, None] + np.arange(len(directions))
+        harmonics = real_spherical_harmonics(jnp.asarray(directions), min(lmax, degree // 2))
+        groups.append(_AngularGroup(members, points, harmonics))
+    resolved = tuple(np.flatnonzero(degrees // 2 >= l) for l in range(lmax + 1))
+    restore = []
+    for chosen in resolved:
+        back = np.full(len(degrees), len(chosen))
+        back[chosen] = np.arange(len(chosen))
+        restore.append(back)
+    return SphericalShells(
+        groups=tuple(groups),
+        point_of_group=np.argsort(np.concatenate([g.points.ravel() for g in groups])),
+        shell_of_group=np.argsort(np.concatenate([g.shells for g in groups])),
+        resolved=resolved,
+        restore=tuple(restore),
+    )

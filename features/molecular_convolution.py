@@ -1,0 +1,138 @@
+r"""The Gaussian convolution of a molecule: smooth Gaussians on uniform grids, sharp ones on atoms.
+
+A Gaussian :math:`e^{-(\alpha + \beta) u^2}` belongs to the first uniform grid that resolves both
+exponents, or else to the atoms, whose expansions it does not leave by more than a few bohr. So
+smooth fields cost the same for each point however large the molecule, and the expansions need
+no harmonics for what is far away.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from cider.conventions import AnyArray, float64
+from cider.features.atom_centred import AtomCentredConvolution, atom_centred_convolution
+from cider.features.atomic_shells import AtomicGrid, partition_of_unity
+from cider.features.convolution import GaussianConvolution
+from cider.features.uniform_grid import (
+    UniformGridConvolution,
+    uniform_grid,
+    uniform_grid_convolution,
+)
+
+GRIDS = ((0.075, 16.0), (0.5, 8.0))
+"""Largest exponent (bohr^-2) of each uniform grid, and how far it reaches beyond the atoms (bohr).
+
+Beyond, the density is too thin for exponents above those of the coarser grid.
+"""
+
+MERGED = 0.125
+"""Exponents below this times the sharpest smooth one are merged for the sharp Gaussians."""
+
+MERGED_NODES = 3
+"""Number of exponents that stand for the merged ones."""
+
+
+class MolecularConvolution(GaussianConvolution):
+    """``GaussianConvolution`` of a molecule; built by ``molecular_convolution``.
+
+    It works on concrete arrays: a program that is traced calls it between its traced parts.
+    ``merge_sources`` and ``merge_targets`` express the exponents by those of the atomic part.
+    """
+
+    volumes: Float[np.ndarray, " grid"]
+    smooth: tuple[UniformGridConvolution, ...]
+    sharp: AtomCentredConvolution
+    merge_sources: Float[np.ndarray, "source merged_source"]
+    merge_targets: Float[np.ndarray, "target merged_target"]
+
+    def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[AnyArray, "grid target"]:
+        return self.apply(sources)
+
+    @float64
+    def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
+        charges = self.volumes[:, None] * np.asarray(sources)
+        fields = self.sharp.apply(charges @ self.merge_sources) @ self.merge_targets.T
+        for part in self.smooth:
+            fields[:, : part.num_targets] += np.asarray(part.apply(charges[:, : part.num_sources]))
+        return fields
+
+    @float64
+    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
+        fields = np.asarray(fields)
+        charges = self.sharp.transpose(fields @ self.merge_targets) @ self.merge_sources.T
+        for part in self.smooth:
+            by_part = part.transpose(fields[:, : part.num_targets])
+            charges[:, : part.num_sources] += np.asarray(by_part)
+        return self.volumes[:, None] * charges
+
+
+@float64
+def molecular_convolution(
+    coords: Float[np.ndarray, "grid xyz"],
+    volumes: Float[np.ndarray, " grid"],
+    atoms: Sequence[AtomicGrid],
+    source_exponents: Float[np.ndarray, " source"],
+    target_exponents: Float[np.ndarray, " target"],
+) -> MolecularConvolution:
+    """The convolution of the grid ``coords``, which the atoms share out among them.
+
+    ``volumes`` (bohr^3) are the quadrature weights of each atom alone, without any partition of
+    space. Points that belong to no atom (padding) have no sources and no fields. Exponents
+    (bohr^-2) ascend.
+    """
+    centers = np.array([atom.center for atom in atoms])
+    owner = np.full(len(coords), -1)
+    for index, atom in enumerate(atoms):
+        owner[np.concatenate(atom.points)] = index
+    owned = owner >= 0
+    shares = np.zeros(len(coords))
+    shares[owned] = partition_of_unity(coords[owned], owner[owned], centers)
+
+    smooth, done = [], 0.0
+    for largest, margin in GRIDS if len(atoms) > 1 else ():
+        own_sources = source_exponents[source_exponents <= largest]
+        own_targets = target_exponents[target_exponents <= largest]
+        selected = np.maximum.outer(own_sources, own_targets) > done
+        if not selected.any():
+            continue
+        box = np.array([centers.min(axis=0) - margin, centers.max(axis=0) + margin])
+        grid = uniform_grid(coords, box, 2 * largest)
+        smooth.append(uniform_grid_convolution(grid, own_sources, own_targets, selected))
+        done = largest
+    merged_sources, merge_sources = _merged(source_exponents, MERGED * done)
+    merged_targets, merge_targets = _merged(target_exponents, MERGED * done)
+    selected = np.maximum.outer(merged_sources, merged_targets) > done
+    return MolecularConvolution(
+        volumes=volumes * shares,
+        smooth=tuple(smooth),
+        sharp=atom_centred_convolution(
+            coords, owner, atoms, merged_sources, merged_targets, selected
+        ),
+        merge_sources=merge_sources,
+        merge_targets=merge_targets,
+    )
+
+
+def _merged(
+    exponents: Float[np.ndarray, " exponent"], bound: float
+) -> tuple[Float[np.ndarray, " merged"], Float[np.ndarray, "exponent merged"]]:
+    r"""Fewer exponents, and the matrix that expresses the Gaussians of all by theirs.
+
+    Over the reach of a much sharper Gaussian, :math:`e^{-a u^2}` is a polynomial of low order in
+    ``a`` below the bound, which its values at a few Chebyshev points give.
+    """
+    few = exponents < bound
+    num_others = int(np.sum(~few))
+    if len(exponents) - num_others <= MERGED_NODES:
+        return exponents, np.eye(len(exponents))
+    angle = np.pi * (np.arange(MERGED_NODES) + 0.5) / MERGED_NODES
+    nodes = bound / 2 * (1 - np.cos(angle))
+    matrix = np.zeros((len(exponents), MERGED_NODES + num_others))
+    for column, node in enumerate(nodes):
+        others = np.delete(nodes, column)
+        factors = (exponents[few, None] - others) / (node - others)
+        matrix[few, column] = factors.prod(axis=1)
+    matrix[~few, MERGED_NODES:] = np.eye(num_others)
+    return np.concatenate([nodes, exponents[~few]]), matrix
