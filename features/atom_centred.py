@@ -12,9 +12,9 @@ memory stays small, and what is compiled depends on the kinds of atoms, not on t
 """
 
 import functools
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -23,7 +23,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cider.conventions import AnyArray
-from cider.features.atomic_shells import AtomicGrid, SphericalShells, spherical_shells
+from cider.features.atomic_shells import (
+    AtomicGrid,
+    Moments,
+    SphericalShells,
+    spherical_shells,
+)
 from cider.features.gaussian_ladder import GaussianLadder, ladder_exponents
 from cider.features.spherical import gaussian_radial_kernel, real_spherical_harmonics
 
@@ -67,48 +72,36 @@ fields are double: rounded to single they made energies noisy by 1e-8 Ha, which 
 converging.
 """
 
-Moments: TypeAlias = list[Float[Array, "_ _ _"]]
-"""Per l, values on shells (or other radial places), m and channels."""
-
 
 class _RadialBand(eqx.Module):
     """Gaussians that act on the same innermost shells: radial kernels per l, and the mixing of
     channels by each."""
 
-    kernels: tuple[Float[Array, "gamma _ _"], ...]
-    mixing: Float[Array, "gamma cin cout"]
+    kernels: tuple[Float[np.ndarray, "gamma _ _"], ...]
+    mixing: Float[np.ndarray, "gamma cin cout"]
 
     @property
     def transposed(self) -> "_RadialBand":
+        """The band that acts backwards."""
         kernels = tuple(kernel.transpose(0, 2, 1) for kernel in self.kernels)
         return _RadialBand(kernels, self.mixing.transpose(0, 2, 1))
 
-    def add_to(self, total: Moments, moments: Moments) -> Moments:
-        """Add, per l, the sum over Gaussians of kernel times mixing on the moments.
-
-        One Gaussian after the other: the product of all of them with the moments would need much
-        memory and a transposition of it.
-        """
+    def add_to(self, total: Moments, moments: Moments) -> None:
+        """Add, per l, the sum over Gaussians of kernel times mixing on the moments."""
         inputs = [x[: k.shape[2]] for k, x in zip(self.kernels, moments, strict=False)]
-        zero = tuple(
-            jnp.zeros((k.shape[1], x.shape[1], self.mixing.shape[2]), self.mixing.dtype)
-            for k, x in zip(self.kernels, inputs, strict=True)
-        )
-
-        def add_gaussian(
-            sums: tuple[Array, ...], gaussian: tuple[tuple[Array, ...], Array]
-        ) -> tuple[tuple[Array, ...], None]:
-            kernels, channels = gaussian
-            added = []
-            for old, kernel, x in zip(sums, kernels, inputs, strict=True):
-                radial = kernel @ x.reshape(x.shape[0], -1)
-                new = radial.reshape(-1, x.shape[2]) @ channels
-                added.append(old + new.reshape(old.shape))
-            return tuple(added), None
-
-        sums, _ = jax.lax.scan(add_gaussian, zero, (self.kernels, self.mixing))
-        added = [t.at[: s.shape[0]].add(s) for t, s in zip(total, sums, strict=False)]
-        return added + total[len(added) :]
+        inputs = [x.reshape(x.shape[0], -1) for x in inputs]
+        outputs = [t[: k.shape[1]] for k, t in zip(self.kernels, total, strict=False)]
+        ends = np.cumsum([0] + [x.shape[0] * x.shape[1] for x in outputs])
+        radial = np.empty((ends[-1], self.mixing.shape[1]))
+        mixed = np.zeros((ends[-1], self.mixing.shape[2]))
+        parts = [slice(*pair) for pair in itertools.pairwise(ends)]
+        for gaussian, channels in enumerate(self.mixing):
+            for kernel, x, part in zip(self.kernels, inputs, parts, strict=True):
+                out = radial[part].reshape(kernel.shape[1], -1)
+                np.matmul(kernel[gaussian], x, out=out)
+            mixed += radial @ channels
+        for out, part in zip(outputs, parts, strict=True):
+            out += mixed[part].reshape(out.shape)
 
 
 class _Species(eqx.Module):
@@ -122,44 +115,45 @@ class _Species(eqx.Module):
     onsite: tuple[_RadialBand, ...]
     panels: tuple[_RadialBand, ...]
 
-    @eqx.filter_jit
+    @property
+    def panel_shape(self) -> tuple[int, int, int]:
+        """Shape of the panel matrices: panels, columns (degrees and targets), harmonics."""
+        num_far = self.panels[0].mixing.shape[2] if self.panels else 0
+        return len(PANELS) - 1, PANEL_DEGREE * num_far, (self.shells.lmax + 1) ** 2
+
     def fields(
-        self, charges: Float[Array, "point source"]
-    ) -> tuple[Float[Array, "point target"], Float[Array, "panel column lm"]]:
+        self, charges: Float[np.ndarray, "point source"]
+    ) -> tuple[Float[np.ndarray, "point target"], Float[np.ndarray, "panel column lm"]]:
         """Fields at the atom's own points, and the panel matrices of the points of others."""
         moments = self.shells.project(charges)
         num_targets = self.onsite[0].mixing.shape[2]
-        own = [jnp.zeros((*x.shape[:2], num_targets), x.dtype) for x in moments]
+        own = [np.zeros((*x.shape[:2], num_targets)) for x in moments]
         for band in self.onsite:
-            own = band.add_to(own, moments)
-        if not self.panels:
-            return self.shells.expand(own), jnp.zeros((0, 0, 0))
-        num_nodes, num_targets = self.panels[0].kernels[0].shape[1], self.panels[0].mixing.shape[2]
-        nodes = [jnp.zeros((num_nodes, x.shape[1], num_targets), x.dtype) for x in moments]
+            band.add_to(own, moments)
+        num_panels, num_columns, _ = self.panel_shape
+        num_nodes, num_far = num_panels * PANEL_DEGREE, num_columns // PANEL_DEGREE
+        nodes = [np.zeros((num_nodes, x.shape[1], num_far)) for x in moments]
         for band in self.panels:
-            nodes = band.add_to(nodes, moments)
-        columns = jnp.concatenate(nodes, axis=1)
-        columns = columns.reshape(-1, PANEL_DEGREE, *columns.shape[1:]).transpose(0, 1, 3, 2)
-        return self.shells.expand(own), columns.reshape(columns.shape[0], -1, columns.shape[3])
+            band.add_to(nodes, moments)
+        columns = np.concatenate(nodes, axis=1).transpose(0, 2, 1)
+        return self.shells.expand(own), columns.reshape(self.panel_shape)
 
-    @eqx.filter_jit
     def fields_transpose(
         self,
-        own: Float[Array, "point target"],
-        panels: Float[Array, "panel column lm"],
-    ) -> Float[Array, "point source"]:
+        own: Float[np.ndarray, "point target"],
+        panels: Float[np.ndarray, "panel column lm"],
+    ) -> Float[np.ndarray, "point source"]:
         """The transpose of ``fields``."""
         by_own = self.shells.project(own)
         num_sources = self.onsite[0].mixing.shape[1]
-        moments = [jnp.zeros((*x.shape[:2], num_sources), x.dtype) for x in by_own]
+        moments = [np.zeros((*x.shape[:2], num_sources)) for x in by_own]
         for band in self.onsite:
-            moments = band.transposed.add_to(moments, by_own)
-        if self.panels:
-            columns = panels.reshape(panels.shape[0] * PANEL_DEGREE, -1, panels.shape[2])
-            nodes = columns.transpose(0, 2, 1)
-            by_nodes = [nodes[:, l * l : (l + 1) ** 2] for l in range(len(moments))]
-            for band in self.panels:
-                moments = band.transposed.add_to(moments, by_nodes)
+            band.transposed.add_to(moments, by_own)
+        num_panels, _, num_harmonics = self.panel_shape
+        nodes = panels.reshape(num_panels * PANEL_DEGREE, -1, num_harmonics).transpose(0, 2, 1)
+        by_nodes = [nodes[:, l * l : (l + 1) ** 2] for l in range(len(moments))]
+        for band in self.panels:
+            band.transposed.add_to(moments, by_nodes)
         return self.shells.expand(moments)
 
 
@@ -255,7 +249,7 @@ class AtomCentredConvolution(eqx.Module):
         for atom in self.atoms:
             species = self.species[atom.species]
             own, matrices = species.fields(charges[atom.points])
-            fields[atom.points] += np.asarray(own)
+            fields[atom.points] += own
             for points, offsets, panels in atom.batches(self.coords):
                 values = _evaluate_batch(offsets, panels, matrices, species.shells.lmax)
                 fields[points, : values.shape[2]] += np.asarray(values)
@@ -267,16 +261,13 @@ class AtomCentredConvolution(eqx.Module):
         charges = np.zeros((len(fields), self.num_sources))
         for atom in self.atoms:
             species = self.species[atom.species]
-            matrices = jnp.zeros((0, 0, 0))
-            if species.panels:
-                num_far, lmax = species.panels[0].mixing.shape[2], species.shells.lmax
-                shape = (len(PANELS) - 1, PANEL_DEGREE * num_far, (lmax + 1) ** 2)
-                matrices = jnp.zeros(shape)
-                for points, offsets, panels in atom.batches(self.coords):
-                    values = fields[points, :num_far]
-                    matrices = _evaluate_batch_transpose(offsets, panels, values, matrices, lmax)
-            own = species.fields_transpose(fields[atom.points], matrices)
-            charges[atom.points] += np.asarray(own)
+            num_far, lmax = species.panel_shape[1] // PANEL_DEGREE, species.shells.lmax
+            matrices = jnp.zeros(species.panel_shape)
+            for points, offsets, panels in atom.batches(self.coords):
+                values = fields[points, :num_far]
+                matrices = _evaluate_batch_transpose(offsets, panels, values, matrices, lmax)
+            own = species.fields_transpose(fields[atom.points], np.asarray(matrices))
+            charges[atom.points] += own
         return charges[:-1]
 
 
@@ -361,7 +352,7 @@ def _species(
             inner = [s for s in inner if len(s)]
             kernel = _radial_kernel(gamma[members], nodes, radii[:count], len(inner) - 1)
             kernels = tuple(
-                jnp.asarray(k[:, s][:, :, s] if nodes is None else k[:, :, s])
+                np.ascontiguousarray(k[:, s][:, :, s] if nodes is None else k[:, :, s])
                 for k, s in zip(kernel, inner, strict=True)
             )
             result.append(_RadialBand(kernels, mixing[members][:, :, columns]))
@@ -396,13 +387,13 @@ def _kernel_mixing(
     source_exponents: tuple[float, ...],
     target_exponents: tuple[float, ...],
     selected: Bool[np.ndarray, "source target"],
-) -> tuple[Float[Array, "gamma source target"], Float[np.ndarray, " gamma"]]:
+) -> tuple[Float[np.ndarray, "gamma source target"], Float[np.ndarray, " gamma"]]:
     """Expansion of the sums of selected exponents in the ladder of kernels."""
     sums = np.add.outer(np.array(source_exponents), np.array(target_exponents))
     # Margins on both sides, where the expansion is poor.
     gamma = ladder_exponents(sums[selected].min() / 2, 4 * sums.max(), KERNEL_RATIO)
-    coefficients = GaussianLadder(gamma).coefficients(jnp.asarray(sums))
-    return jnp.moveaxis(coefficients * selected[..., None], -1, 0), gamma
+    coefficients = np.asarray(GaussianLadder(gamma).coefficients(jnp.asarray(sums)))
+    return np.ascontiguousarray(np.moveaxis(coefficients * selected[..., None], -1, 0)), gamma
 
 
 def _panel_nodes() -> Float[np.ndarray, " node"]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from cider.features.spherical import real_spherical_harmonics
 
@@ -65,55 +66,60 @@ def partition_of_unity(
     return 1 / np.sum(power * np.exp(decay), axis=0)
 
 
+Moments: TypeAlias = list[Float[np.ndarray, "_ _ _"]]
+"""Per l, values on shells (or other radial places), m and channels."""
+
+
 class _AngularGroup(eqx.Module):
     """Shells of an atom that share their directions: where they and their points are."""
 
     shells: Int[np.ndarray, " shell"]
     points: Int[np.ndarray, "shell angle"]
-    harmonics: Float[Array, "lm angle"]
+    harmonics: Float[np.ndarray, "lm angle"]
 
 
 class SphericalShells(eqx.Module):
     """Spherical harmonics on the shells of an atom, up to what their quadrature resolves.
 
-    ``resolved[l]`` are the shells whose quadrature is exact to degree 2l, ``restore[l]`` says
-    where each shell is among them (one past the end: nowhere).
+    ``resolved[l]`` are the shells whose quadrature is exact to degree 2l.
     """
 
     groups: tuple[_AngularGroup, ...]
-    point_of_group: Int[np.ndarray, " point"]
-    shell_of_group: Int[np.ndarray, " shell"]
     resolved: tuple[Int[np.ndarray, " _"], ...]
-    restore: tuple[Int[np.ndarray, " shell"], ...]
+
+    @property
+    def num_shells(self) -> int:
+        """Number of all shells."""
+        return sum(len(group.shells) for group in self.groups)
+
+    @property
+    def num_points(self) -> int:
+        """Number of points of all shells."""
+        return sum(group.points.size for group in self.groups)
 
     @property
     def lmax(self) -> int:
         """Largest angular momentum."""
         return len(self.resolved) - 1
 
-    def project(self, values: Float[Array, "point c"]) -> list[Float[Array, "_ _ c"]]:
-        """Sums of values times harmonics on each shell: per l, (shell, m, c)."""
-        parts = []
+    def project(self, values: Float[np.ndarray, "point c"]) -> Moments:
+        """Sums of values times harmonics on each shell."""
+        moments = np.zeros((self.num_shells, (self.lmax + 1) ** 2, values.shape[1]))
         for group in self.groups:
-            part = jnp.einsum("ma,sac->smc", group.harmonics, values[group.points])
-            missing = (self.lmax + 1) ** 2 - part.shape[1]
-            parts.append(jnp.pad(part, ((0, 0), (0, missing), (0, 0))))
-        moments = jnp.concatenate(parts)[self.shell_of_group]
+            moments[group.shells, : len(group.harmonics)] = group.harmonics @ values[group.points]
         return [moments[self.resolved[l], l * l : (l + 1) ** 2] for l in range(self.lmax + 1)]
 
-    def expand(self, moments: Sequence[Float[Array, "_ _ c"]]) -> Float[Array, "point c"]:
+    def expand(self, moments: Moments) -> Float[np.ndarray, "point c"]:
         """The transpose of ``project``: sums of harmonics at the atom's points."""
-        every = [
-            jnp.pad(part, ((0, 1), (0, 0), (0, 0)))[restore]
-            for part, restore in zip(moments, self.restore, strict=True)
-        ]
-        stacked = jnp.concatenate(every, axis=1)
-        parts = []
+        num_channels = moments[0].shape[2]
+        every = np.zeros((self.num_shells, (self.lmax + 1) ** 2, num_channels))
+        for l, (shells, part) in enumerate(zip(self.resolved, moments, strict=True)):
+            every[shells, l * l : (l + 1) ** 2] = part
+        values = np.empty((self.num_points, num_channels))
         for group in self.groups:
-            own = stacked[group.shells, : group.harmonics.shape[0]]
-            values = jnp.einsum("ma,smc->sac", group.harmonics, own)
-            parts.append(values.reshape(-1, values.shape[2]))
-        return jnp.concatenate(parts)[self.point_of_group]
+            own = every[group.shells, : len(group.harmonics)]
+            values[group.points] = group.harmonics.T @ own
+        return values
 
 
 def spherical_shells(angular: Sequence[AngularGrid], largest_lmax: int) -> SphericalShells:
@@ -127,17 +133,6 @@ def spherical_shells(angular: Sequence[AngularGrid], largest_lmax: int) -> Spher
         directions = angular[members[0]].directions
         points = first_point[members][:, None] + np.arange(len(directions))
         harmonics = real_spherical_harmonics(jnp.asarray(directions), min(lmax, degree // 2))
-        groups.append(_AngularGroup(members, points, harmonics))
+        groups.append(_AngularGroup(members, points, np.asarray(harmonics)))
     resolved = tuple(np.flatnonzero(degrees // 2 >= l) for l in range(lmax + 1))
-    restore = []
-    for chosen in resolved:
-        back = np.full(len(degrees), len(chosen))
-        back[chosen] = np.arange(len(chosen))
-        restore.append(back)
-    return SphericalShells(
-        groups=tuple(groups),
-        point_of_group=np.argsort(np.concatenate([g.points.ravel() for g in groups])),
-        shell_of_group=np.argsort(np.concatenate([g.shells for g in groups])),
-        resolved=resolved,
-        restore=tuple(restore),
-    )
+    return SphericalShells(tuple(groups), resolved)

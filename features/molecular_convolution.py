@@ -7,6 +7,7 @@ no harmonics for what is far away.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from cider.features.uniform_grid import (
     uniform_grid_convolution,
 )
 
-GRIDS = ((0.075, 16.0), (0.5, 8.0))
+GRIDS = ((0.075, 12.0), (0.5, 5.0))
 """Largest exponent (bohr^-2) of each uniform grid, and how far it reaches beyond the atoms (bohr).
 
 Beyond, the density is too thin for exponents above those of the coarser grid.
@@ -37,7 +38,8 @@ MERGED_NODES = 3
 class MolecularConvolution(GaussianConvolution):
     """``GaussianConvolution`` of a molecule; built by ``molecular_convolution``.
 
-    It works on concrete arrays: a program that is traced calls it between its traced parts.
+    It works on concrete arrays: a program that is traced calls it between its traced parts. The
+    smooth and the sharp part cost about the same and run side by side.
     ``merge_sources`` and ``merge_targets`` express the exponents by those of the atomic part.
     """
 
@@ -53,18 +55,25 @@ class MolecularConvolution(GaussianConvolution):
     @float64
     def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         charges = self.volumes[:, None] * np.asarray(sources)
-        fields = self.sharp.apply(charges @ self.merge_sources) @ self.merge_targets.T
-        for part in self.smooth:
-            fields[:, : part.num_targets] += np.asarray(part.apply(charges[:, : part.num_sources]))
+        with ThreadPoolExecutor(1) as beside:
+            parts = [
+                beside.submit(part.apply, charges[:, : part.num_sources]) for part in self.smooth
+            ]
+            fields = self.sharp.apply(charges @ self.merge_sources) @ self.merge_targets.T
+            for part, values in zip(self.smooth, parts, strict=True):
+                fields[:, : part.num_targets] += values.result()
         return fields
 
     @float64
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         fields = np.asarray(fields)
-        charges = self.sharp.transpose(fields @ self.merge_targets) @ self.merge_sources.T
-        for part in self.smooth:
-            by_part = part.transpose(fields[:, : part.num_targets])
-            charges[:, : part.num_sources] += np.asarray(by_part)
+        with ThreadPoolExecutor(1) as beside:
+            parts = [
+                beside.submit(part.transpose, fields[:, : part.num_targets]) for part in self.smooth
+            ]
+            charges = self.sharp.transpose(fields @ self.merge_targets) @ self.merge_sources.T
+            for part, values in zip(self.smooth, parts, strict=True):
+                charges[:, : part.num_sources] += values.result()
         return self.volumes[:, None] * charges
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from cider.conventions import AnyArray
+from cider.conventions import AnyArray, float64
 
 WINDOW = 6
 """Width of the window, in cells."""
@@ -33,11 +33,8 @@ BLOCK = 3
 PATCH = BLOCK + WINDOW - 1
 """Grid points per dimension that the points of a block reach."""
 
-TILE = 128
+TILE = 64
 """Points of one block that share a matrix product."""
-
-BATCH = 16
-"""Tiles that are worked on together."""
 
 RESOLUTION = 0.2
 """Product of the largest exponent and the squared spacing."""
@@ -82,63 +79,51 @@ class UniformGrid(eqx.Module):
     places: Int[np.ndarray, " grid"]
 
     @eqx.filter_jit
-    def spread(self, charges: Float[AnyArray, "grid c"]) -> Float[Array, "x y z c"]:
+    def spread(self, charges: Float[AnyArray, "grid c"]) -> Float[Array, "c x y z"]:
         """Charges at the points, spread over the grid."""
         padded = jnp.pad(jnp.asarray(charges), ((0, 1), (0, 0)))
         num = padded.shape[1]
 
-        def add_batch(total: Array, batch: tuple[Array, Array, Array]) -> tuple[Array, None]:
-            corners, points, offsets = batch
-            plane, line = _windows(offsets)
-            columns = (line[..., None] * padded[points][:, :, None]).reshape(BATCH, TILE, -1)
-            patches = jnp.einsum("tpi,tpj->tij", plane, columns)
-            patches = patches.reshape(BATCH, PATCH, PATCH, PATCH, num)
-            for corner, patch in zip(corners, patches, strict=True):
-                start = (*corner, 0)
-                old = jax.lax.dynamic_slice(total, start, patch.shape)
-                total = jax.lax.dynamic_update_slice(total, old + patch, start)
-            return total, None
+        def add_tile(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            corner, points, offsets = tile
+            x, plane = _windows(offsets)
+            columns = padded[points].T[:, None] * x[None]
+            patch = (columns.reshape(-1, TILE) @ plane.T).reshape(num, PATCH, PATCH, PATCH)
+            start = (0, *corner)
+            old = jax.lax.dynamic_slice(total, start, patch.shape)
+            return jax.lax.dynamic_update_slice(total, old + patch, start), None
 
-        zero = jnp.zeros((*self.shape, num), padded.dtype)
-        return jax.lax.scan(add_batch, zero, self._batches())[0]
+        zero = jnp.zeros((num, *self.shape), padded.dtype)
+        return jax.lax.scan(add_tile, zero, self._tiles())[0]
 
     @eqx.filter_jit
-    def read(self, values: Float[Array, "x y z c"]) -> Float[Array, "grid c"]:
+    def read(self, values: Float[AnyArray, "c x y z"]) -> Float[Array, "grid c"]:
         """The transpose of ``spread``: values at the points, zero outside of the box."""
-        num = values.shape[3]
+        values = jnp.asarray(values)
+        num = values.shape[0]
 
-        def read_batch(batch: tuple[Array, Array, Array]) -> Array:
-            corners, _, offsets = batch
-            plane, line = _windows(offsets)
-            patches = jnp.stack(
-                [
-                    jax.lax.dynamic_slice(values, (*corner, 0), (PATCH, PATCH, PATCH, num))
-                    for corner in corners
-                ]
-            )
-            lines = jnp.einsum("tpi,tij->tpj", plane, patches.reshape(BATCH, PATCH**2, -1))
-            lines = lines.reshape(BATCH, TILE, PATCH, num)
-            terms = [line[:, :, k, None] * lines[:, :, k] for k in range(PATCH)]
-            return sum(terms[1:], terms[0])
+        def read_tile(tile: tuple[Array, Array, Array]) -> Array:
+            corner, _, offsets = tile
+            x, plane = _windows(offsets)
+            patch = jax.lax.dynamic_slice(values, (0, *corner), (num, PATCH, PATCH, PATCH))
+            columns = (patch.reshape(num * PATCH, -1) @ plane).reshape(num, PATCH, TILE)
+            terms = [columns[:, k] * x[k][None] for k in range(PATCH)]
+            return sum(terms[1:], terms[0]).T
 
-        by_tile = jax.lax.map(read_batch, self._batches()).reshape(-1, num)
+        by_tile = jax.lax.map(read_tile, self._tiles()).reshape(-1, num)
         return jnp.pad(by_tile, ((0, 1), (0, 0)))[self.places]
 
-    def _batches(self) -> tuple[Array, Array, Array]:
-        def split(x: AnyArray) -> Array:
-            return jnp.reshape(x, (-1, BATCH, *x.shape[1:]))
-
-        return split(self.corners), split(self.points), split(self.offsets)
+    def _tiles(self) -> tuple[Array, Array, Array]:
+        return jnp.asarray(self.corners), jnp.asarray(self.points), jnp.asarray(self.offsets)
 
 
 def _windows(
-    offsets: Float[Array, "tile point xyz"],
-) -> tuple[Float[Array, "tile point plane"], Float[Array, "tile point line"]]:
-    """Window of points in x and y, and in z, at the grid points of their patch."""
-    distance = offsets[..., None] - jnp.arange(PATCH, dtype=offsets.dtype)[None, None, None]
-    x, y, z = jnp.moveaxis(window(distance), 2, 0)
-    plane = x[..., :, None] * y[..., None, :]
-    return plane.reshape(*plane.shape[:2], -1), z
+    offsets: Float[Array, "point xyz"],
+) -> tuple[Float[Array, "line point"], Float[Array, "plane point"]]:
+    """Window of points in x, and in y and z, at the grid points of their patch."""
+    places = jnp.arange(PATCH, dtype=offsets.dtype)
+    x, y, z = window(offsets.T[:, None] - places[None, :, None])
+    return x, (y[:, None] * z[None]).reshape(PATCH**2, -1)
 
 
 def uniform_grid(
@@ -151,8 +136,8 @@ def uniform_grid(
     The box (least and largest coordinates, bohr) is enlarged to a whole number of blocks.
     """
     spacing = math.sqrt(RESOLUTION / largest_exponent)
-    # A multiple of four, so that molecules of like size share what is compiled.
-    num_blocks = 4 * np.ceil((box[1] - box[0]) / (4 * BLOCK * spacing)).astype(int)
+    # An even number, so that molecules of like size share what is compiled.
+    num_blocks = 2 * np.ceil((box[1] - box[0]) / (2 * BLOCK * spacing)).astype(int)
     origin = (box[0] + box[1] - num_blocks * BLOCK * spacing) / 2
     position = (coords - origin) / spacing  # in cells
     block = np.floor(position / BLOCK).astype(int)
@@ -194,8 +179,8 @@ def _sort_into_tiles(
 
 
 def _rounded_up(count: int) -> int:
-    """A number of tiles that few molecules do not share: whole batches, in steps of an eighth."""
-    step = max(BATCH, 2 ** max(0, count.bit_length() - 3))
+    """A number of tiles that few molecules do not share: in steps of an eighth or more."""
+    step = 2 ** max(0, count.bit_length() - 3)
     return -(-count // step) * step
 
 
@@ -212,32 +197,31 @@ class UniformGridConvolution(eqx.Module):
     num_sources: int = eqx.field(static=True)
     num_targets: int = eqx.field(static=True)
 
-    def apply(self, charges: Float[AnyArray, "grid source"]) -> Float[Array, "grid target"]:
+    @float64
+    def apply(self, charges: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         """Fields of charges, both at the points of the grid."""
-        return self.grid.read(self._convolve(self.grid.spread(charges), self.num_targets, False))
+        spread = np.asarray(self.grid.spread(charges))
+        convolved = self._convolve(spread, self.num_targets, backward=False)
+        return np.asarray(self.grid.read(convolved))
 
-    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[Array, "grid source"]:
+    @float64
+    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         """The transposed map."""
-        return self.grid.read(self._convolve(self.grid.spread(fields), self.num_sources, True))
+        spread = np.asarray(self.grid.spread(fields))
+        convolved = self._convolve(spread, self.num_sources, backward=True)
+        return np.asarray(self.grid.read(convolved))
 
-    @eqx.filter_jit
     def _convolve(
-        self, values: Float[Array, "x y z in"], num_out: int, backward: bool
-    ) -> Float[Array, "x y z out"]:
-        values = jnp.moveaxis(values, 3, 0)
+        self, values: Float[np.ndarray, "in x y z"], num_out: int, backward: bool
+    ) -> Float[np.ndarray, "out x y z"]:
         nx, ny, nz = self.grid.shape
+        total = np.zeros((num_out, nx, ny, nz))
         pairs = self.pairs[:, ::-1] if backward else self.pairs
-
-        def add_pair(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-            (column_in, column_out), matrix = pair
+        for (column_in, column_out), matrix in zip(pairs, self.matrices, strict=True):
             by_x = matrix[:nx, :nx] @ values[column_in].reshape(nx, -1)
             by_z = by_x.reshape(-1, nz) @ matrix[:nz, :nz]
-            by_y = jnp.einsum("ij,xjz->xiz", matrix[:ny, :ny], by_z.reshape(nx, ny, nz))
-            return total.at[column_out].add(by_y), None
-
-        zero = jnp.zeros((num_out, nx, ny, nz), values.dtype)
-        total, _ = jax.lax.scan(add_pair, zero, (jnp.asarray(pairs), jnp.asarray(self.matrices)))
-        return jnp.moveaxis(total, 0, 3)
+            total[column_out] += matrix[:ny, :ny] @ by_z.reshape(nx, ny, nz)
+        return total
 
 
 def uniform_grid_convolution(
