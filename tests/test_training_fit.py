@@ -21,15 +21,10 @@ from cider.training.descriptors import (
     read_points,
 )
 from cider.training.fit import Problem, fit, posterior, quadratic_form
-from cider.training.integrals import (
-    enhancement_range,
-    integrate,
-    spread_points,
-    uniform_gas_anchor,
-    values_at_points,
-)
+from cider.training.integrals import enhancement_range, integrate, uniform_gas_anchor
 from cider.training.recipe import FeatureChoice, ModelChoice
 from cider.training.reference import ReferenceSettings, compute_reference, read_density
+from cider.training.smoothness import slope_points, slope_rows, spread_points, values_at_points
 from cider.training.store import Record, Store
 from cider.training.systems import System
 
@@ -115,6 +110,16 @@ def test_posterior_is_dense_regression(problem):
     )
 
 
+def test_posterior_keeps_its_digits(problem):
+    """Energies of 1e5 mHa known to 1 mHa: the variance of what is left is not lost in rounding."""
+    large = dataclasses.replace(problem, features=1e5 * problem.features)
+    factor = posterior(large, HYPERPARAMETERS).covariance_factor
+    noise = np.hypot(np.array(HYPERPARAMETERS["noise"])[problem.noise_groups], 0.2)
+    sigma = np.linalg.norm(large.features @ factor, axis=1)
+    # As well known as the observation by itself, or better by that of the same system.
+    assert (sigma < 1.001 * noise).all() and (sigma > 0.3 * noise).all()
+
+
 def test_leaving_out_is_a_fit_without_the_system(problem):
     found = posterior(problem, HYPERPARAMETERS)
     for row in range(OBSERVATIONS):
@@ -176,7 +181,7 @@ def test_points_hold_the_enhancement_factor(problem):
         problem,
         features=np.concatenate([problem.features, 1e3 * problem.features[:count]]),
         targets=np.concatenate([problem.targets, np.zeros(count)]),
-        groups=(*problem.groups, fitting.POINTS),
+        groups=(*problem.groups, fitting.HELD),
         noise_groups=np.concatenate([problem.noise_groups, np.full(count, 2)]),
         same_system=np.pad(problem.same_system, (0, count))
         | np.eye(OBSERVATIONS + count, dtype=bool),
@@ -202,6 +207,39 @@ def test_spread_points_are_far_from_one_another(points, tmp_path):
     expected = np.asarray(functional.model(jnp.asarray(inputs)))
     found = np.einsum("pab,ab->p", values, functional.model.quadratic_form)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigmas", [(0.5, 0.0), (0.0, 0.2), (0.5, 0.2)])
+def test_slope_rows_are_the_mean_square_slope(points, tmp_path, sigmas):
+    """Of the learned factor, against finite differences in the descriptors."""
+    functional = _functional(points)
+    store = Store(tmp_path, {"content": "descriptors"})
+    store.write(Record("descriptors/PBE/OH", dataclasses.asdict(points), {}))
+    u, z = slope_points(store, ["PBE/OH"], 0)
+    rows = slope_rows(u, z, functional.transform, DEGREE, *sigmas)
+    form = functional.model.quadratic_form
+    pairs = itertools.combinations(range(4), 2)
+    blocks = form[1:, 1:].reshape(4, DEGREE, 4, DEGREE)
+    weights = 2 * np.concatenate([form[0, 1:], *(blocks[i, :, j].ravel() for i, j in pairs)])
+    # A parameter is the entry of Q and of its transpose; blocks of one input have none.
+    for i in range(4):
+        blocks[i, :, i] = 0
+    model = QuadraticGaussianProcess(form, functional.model.anchor, DEGREE)
+
+    def learned(u, z):
+        return np.asarray(model(functional.transform(jnp.asarray(u), jnp.asarray(z))))
+
+    expected, h = 0.0, 1e-5
+    for i, sigma in enumerate([sigmas[0]] * 2 + [sigmas[1]] * 2):
+        step = np.zeros((4, 1))
+        step[i] = h
+        ratio = (1 + z) / (1 - z)  # G/G_0
+        changed = [
+            learned(u + s * step[:2], 1 - 2 / (1 + ratio * np.exp(s * step[2:]))) for s in (1, -1)
+        ]
+        if sigma:
+            expected += np.mean(((changed[0] - changed[1]) / (2 * h * sigma)) ** 2)
+    assert np.sum((rows @ weights) ** 2) == pytest.approx(expected, rel=1e-3)
 
 
 def test_quadratic_form_and_parameters_agree():

@@ -96,6 +96,26 @@ def test_a_foreign_store_is_refused(recipe, output, capsys):
     assert "another recipe" in error and "basis" in error
 
 
+def test_descriptors_of_another_recipe_serve_a_smaller_one(recipe, output, tmp_path, capsys):
+    """With more features than are asked for; what they lack is refused."""
+    fewer = recipe.with_name("fewer.toml")
+    semilocal = RECIPE.replace("nldf = [[1, 0, 0.03125]]", "").replace('"mgga"', '"gga"')
+    fewer.write_text(semilocal.replace("x-tiny", "x-tinier"))
+    stores = ["--references", output / "references", "--descriptors", output / "descriptors"]
+    assert main([str(fewer), *map(str, stores), "--output", str(tmp_path / "shared")]) == 0
+    assert not (tmp_path / "shared" / "descriptors").exists()
+    assert main([str(fewer), *map(str, stores[:2]), "--output", str(tmp_path / "alone")]) == 0
+    files = (tmp_path / run / "x-tinier.h5" for run in ("shared", "alone"))
+    shared, alone = (load_functional(file) for file in files)
+    np.testing.assert_allclose(
+        shared.model.quadratic_form, alone.model.quadratic_form, rtol=0, atol=1e-9
+    )
+    capsys.readouterr()
+    fewer.write_text(RECIPE.replace("0.03125", "0.0625"))
+    assert main([str(fewer), *map(str, stores), "--output", str(tmp_path / "more")]) == 2
+    assert "nldf" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

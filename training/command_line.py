@@ -27,7 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = _recipe(options)
         trained = train(
-            recipe, becke_convolution, options.output, options.references, options.workers, console
+            recipe,
+            becke_convolution,
+            options.output,
+            options.references,
+            options.descriptors,
+            options.workers,
+            console,
         )
     except (ValueError, StoreError, OSError) as error:
         print(f"cider-train: {' '.join(str(error).split())}", file=sys.stderr)
@@ -60,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         "--references",
         type=Path,
         help="store of reference data to share with other recipes (default: within the output)",
+    )
+    parser.add_argument(
+        "--descriptors",
+        type=Path,
+        help="store of descriptors to share with other recipes of the same references; it may hold "
+        "more nonlocal features than the recipe has (default: within the output)",
     )
     return parser
 

@@ -8,7 +8,8 @@ learns is a factor on these energies.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -28,7 +29,7 @@ from cider.features.nldf import Nldf, NldfExponent
 from cider.training.produce import Job, ProductionSummary, with_progress
 from cider.training.recipe import FeatureChoice
 from cider.training.reference import limit_threads, read_density, reference_key
-from cider.training.store import Record, Store
+from cider.training.store import Record, Store, content_hash
 from cider.training.systems import System
 
 DROPPED_ENERGY = 1e-7
@@ -41,6 +42,7 @@ A plugin supplies it. It must survive pickling: a function of a module.
 """
 
 _BLOCK = 4096
+_SEMILOCAL = {"gga": 1, "mgga": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,71 @@ def descriptor_settings(choice: FeatureChoice, references: Store) -> dict[str, A
         settings["bounds"] = [NldfExponent.FLOOR, NldfExponent.CEILING]
         settings["ladder"] = [gaussian_ladder.RATIO, gaussian_ladder.ORIGIN]
     return settings
+
+
+@runtime_checkable
+class DescriptorReader(Protocol):
+    """Where descriptor records are read from, and the hash of what determines them."""
+
+    @property
+    def recipe_hash(self) -> str: ...
+
+    def read(self, key: str) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DescriptorStore:
+    """Records of the descriptors ``held``, of which a recipe reads the rows that it asks for."""
+
+    store: Store
+    held: FeatureChoice
+    semilocal: tuple[int, ...]
+    nonlocal_: tuple[int, ...]
+
+    @property
+    def recipe_hash(self) -> str:
+        """Hash of what determines the rows that are read."""
+        held = (tuple(range(_SEMILOCAL[self.held.level])), tuple(range(len(self.held.nldf))))
+        if (self.semilocal, self.nonlocal_) == held:
+            return self.store.recipe_hash
+        return content_hash([self.store.recipe_hash, self.semilocal, self.nonlocal_])
+
+    def read(self, key: str) -> Record:
+        """The record ``key`` with the chosen rows alone; raises what ``Store.read`` raises."""
+        record = self.store.read(key)
+        arrays = dict(record.arrays)
+        arrays["semilocal"] = arrays["semilocal"][list(self.semilocal)]
+        arrays["nonlocal_"] = arrays["nonlocal_"][list(self.nonlocal_)]
+        return Record(key, arrays, record.facts)
+
+
+def open_descriptors(folder: Path, choice: FeatureChoice, references: Store) -> DescriptorStore:
+    """The descriptors of ``choice`` in ``folder``, which may hold more features than these.
+
+    Several recipes can so share one costly store. Each feature is the same whichever others were
+    computed with it, but for the length of their common ladder (a few 1e-8 of the energy).
+
+    Raises:
+        ForeignStoreError: The folder lacks a feature, or its records differ in something else.
+    """
+    held = choice
+    if (folder / "header.json").exists():
+        there = Store(folder).header["recipe"]
+        exponents = tuple(tuple(e) for e in there.get("nldf", ()))
+        richer = {choice.level, there.get("level")} <= {choice.level, "mgga"}
+        if richer and set(choice.nldf) <= set(exponents):
+            source = choice.source_exponent if choice.nldf else tuple(there["source_exponent"])
+            held = dataclasses.replace(
+                choice, level=there["level"], nldf=exponents, source_exponent=source
+            )
+    # Whatever else differs is refused here, with the settings that do.
+    store = Store(folder, descriptor_settings(held, references))
+    return DescriptorStore(
+        store,
+        held,
+        tuple(range(_SEMILOCAL[choice.level])),
+        tuple(held.nldf.index(e) for e in choice.nldf),
+    )
 
 
 def descriptor_key(system: System | str, density: str) -> str:

@@ -22,7 +22,7 @@ from cider.conventions import REDUCED_GRADIENT_PREFACTOR, float64
 from cider.exchange import Descriptors
 from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
-from cider.training.descriptors import PointSet, read_points
+from cider.training.descriptors import DescriptorReader, PointSet, read_points
 from cider.training.store import Record, Store
 
 POINTS_PER_SYSTEM = 2000
@@ -32,7 +32,6 @@ LEAST_DENSITY = 1e-3
 """Density (bohr^-3) below which the enhancement factor is of no concern."""
 
 _BLOCK = 8192
-_POOL_PER_SYSTEM = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Integrals:
 
 
 @float64
-def sampled_transform(store: Store, keys: Sequence[str], seed: int) -> InputTransform:
+def sampled_transform(store: DescriptorReader, keys: Sequence[str], seed: int) -> InputTransform:
     """The input transform of an energy-weighted sample of the points of descriptor records.
 
     Every system counts the same, whatever its size; its points count by their LDA energy.
@@ -87,7 +86,7 @@ def integrate(
 
 def integrate_all(
     folder: Path,
-    descriptors: Store,
+    descriptors: DescriptorReader,
     keys: Sequence[str],
     transform: InputTransform,
     anchor: Float[np.ndarray, " input"],
@@ -127,49 +126,12 @@ def integrate_all(
 
 
 @float64
-def spread_points(
-    store: Store, keys: Sequence[str], transform: InputTransform, seed: int, count: int
-) -> Float[np.ndarray, "input point"]:
-    """Model inputs of ``count`` points that cover what densities reach where they matter.
-
-    Greedily the farthest from those already chosen, among a random sample of points with
-    rho > 1e-3; the first is the one farthest from the origin.
-    """
-    pool = []
-    for index, key in enumerate(keys):
-        points = read_points(store.read(f"descriptors/{key}"))
-        dense = np.flatnonzero(points.rho > LEAST_DENSITY)
-        random = np.random.default_rng((seed, index, 1))
-        chosen = random.choice(dense, min(dense.size, _POOL_PER_SYSTEM), replace=False)
-        semilocal, nonlocal_ = points.semilocal[:, chosen], points.nonlocal_[:, chosen]
-        pool.append(np.asarray(transform(jnp.asarray(semilocal), jnp.asarray(nonlocal_))))
-    inputs = np.concatenate(pool, axis=1)
-    chosen_points = [int(np.argmax(np.sum(inputs**2, axis=0)))]
-    distance = np.full(inputs.shape[1], np.inf)
-    while len(chosen_points) < min(count, inputs.shape[1]):
-        latest = inputs[:, chosen_points[-1]]
-        distance = np.minimum(distance, np.sum((inputs - latest[:, None]) ** 2, axis=0))
-        chosen_points.append(int(np.argmax(distance)))
-    return inputs[:, chosen_points]
-
-
-@float64
-def values_at_points(
-    inputs: Float[np.ndarray, "input point"], anchor: Float[np.ndarray, " input"], degree: int
-) -> Float[np.ndarray, "point basis basis"]:
-    """What the integrals M are for single points of unit LDA energy: the learned factor there."""
-    t = np.asarray(chebyshev_basis(jnp.asarray(inputs), degree))
-    at_anchor = np.asarray(chebyshev_basis(jnp.asarray(anchor)[:, None], degree))[0]
-    return t[:, :, None] * t[:, None, :] - np.outer(at_anchor, at_anchor)
-
-
-@float64
 def enhancement_range(
     points: PointSet,
     baseline: str,
     transform: InputTransform,
     model: QuadraticGaussianProcess,
-    least_density: float = 1e-3,
+    least_density: float = LEAST_DENSITY,
 ) -> tuple[float, float]:
     """Least and largest enhancement factor where the density is above ``least_density``."""
     chosen = points.rho > least_density

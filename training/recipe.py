@@ -150,7 +150,9 @@ class ModelChoice:
 
     ``enhancement_points`` points of molecules, far from one another in the inputs, hold the learned
     enhancement factor to the baseline's within ``enhancement_sigma``: without them corrections
-    of opposite sign cancel in the energies and roughen the potential.
+    of opposite sign cancel in the energies and roughen the potential. ``semilocal_slope_sigma`` and
+    ``nldf_slope_sigma`` do so for its root mean square slope by the semilocal descriptors and by
+    the logarithms of nonlocal features (``cider.training.smoothness``); 0 leaves slopes free.
     """
 
     chebyshev_degree: int = 8
@@ -164,6 +166,8 @@ class ModelChoice:
     total_energies: bool = False
     enhancement_points: int = 0
     enhancement_sigma: float = 0.25
+    semilocal_slope_sigma: float = 0.0
+    nldf_slope_sigma: float = 0.0
     baseline: str = "GGA_X_PBE"
     starts: int = 3
     iterations: int = 200
@@ -182,6 +186,8 @@ class ModelChoice:
             raise ValueError(f"baseline {self.baseline!r} is none of {', '.join(BASELINES)}")
         if self.enhancement_points < 0 or self.enhancement_sigma <= 0:
             raise ValueError("enhancement_points must not be negative, enhancement_sigma positive")
+        if self.semilocal_slope_sigma < 0 or self.nldf_slope_sigma < 0:
+            raise ValueError("semilocal_slope_sigma and nldf_slope_sigma must not be negative")
         if self.starts < 1 or self.iterations < 1:
             raise ValueError("starts and iterations must be at least 1")
 

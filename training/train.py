@@ -16,24 +16,24 @@ from cider.conventions import KCAL_PER_MOL
 from cider.exchange import LearnedExchange
 from cider.files import save_functional
 from cider.gaussian_process import QuadraticGaussianProcess
+from cider.input_transform import InputTransform
 from cider.training.configuration import RecipeError, to_table
 from cider.training.descriptors import (
     Convolution,
-    descriptor_settings,
+    DescriptorReader,
     descriptors_of,
+    open_descriptors,
     produce_descriptors,
     read_points,
 )
 from cider.training.evaluation import MILLIHARTREE, Evaluation, calibrate, evaluate, summarize
-from cider.training.fit import POINTS, Fit, build_problem, fit, parameter_features, posterior
+from cider.training.fit import HELD, Fit, build_problem, fit, parameter_features, posterior
 from cider.training.integrals import (
     Integrals,
     enhancement_range,
     integrate_all,
     sampled_transform,
-    spread_points,
     uniform_gas_anchor,
-    values_at_points,
 )
 from cider.training.observations import (
     Observation,
@@ -47,11 +47,14 @@ from cider.training.produce import produce_references
 from cider.training.recipe import Recipe
 from cider.training.reference import reference_key
 from cider.training.report import LearningPoint, Report, write_report
+from cider.training.smoothness import slope_points, slope_rows, spread_points, values_at_points
 from cider.training.store import Store, content_hash
 from cider.training.systems import System
 
 _PACKAGES = ("cider-xc", "jax", "numpy", "pyscf", "scipy")
 _SEMILOCAL = {"PBE": "PBE_X", "r2SCAN": "R2SCAN_X"}
+_ENOUGH_TUNING = 10
+"""Tuning molecules that calibrate predicted standard deviations by themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +73,15 @@ def train(
     convolution: Convolution | None = None,
     folder: Path | None = None,
     references: Path | None = None,
+    descriptors: Path | None = None,
     workers: int = 1,
     console: Console | None = None,
 ) -> Trained:
     """Make (or complete) the data of ``recipe``, fit, validate, and write file and report.
 
     Everything lies in ``folder``; ``references`` may be the store of another run with the same
-    reference settings. What is finished is not computed again.
+    reference settings, ``descriptors`` one of those references with at least these features. What
+    is finished is not computed again.
 
     Raises:
         RecipeError: The recipe's systems give nothing to fit.
@@ -91,25 +96,24 @@ def train(
     made = produce_references(reference_store, jobs, recipe.reference, workers, console)
     failures = dict(made.failed)
 
-    settings = descriptor_settings(recipe.features, reference_store)
-    descriptor_store = Store(folder / "descriptors", settings)
+    described = open_descriptors(
+        descriptors or folder / "descriptors", recipe.features, reference_store
+    )
     facts = _facts(reference_store, [system_key(j.density, j.system.name) for j in jobs])
     energies = exchange_energies(facts)
     ready = [job for job in jobs if job.label in energies]
-    described = produce_descriptors(
-        descriptor_store, reference_store, ready, recipe.features, convolution, workers, console
+    done = produce_descriptors(
+        described.store, reference_store, ready, described.held, convolution, workers, console
     )
-    failures |= described.failed
-    keys = [job.label for job in ready if job.label not in described.failed]
-    return _train_on(
-        recipe, folder, descriptor_store, {k: facts[k] for k in keys}, failures, console
-    )
+    failures |= done.failed
+    keys = [job.label for job in ready if job.label not in done.failed]
+    return _train_on(recipe, folder, described, {k: facts[k] for k in keys}, failures, console)
 
 
 def _train_on(
     recipe: Recipe,
     folder: Path,
-    store: Store,
+    store: DescriptorReader,
     facts: Mapping[str, Mapping[str, Any]],
     failures: Mapping[str, str],
     console: Console,
@@ -141,20 +145,17 @@ def _train_on(
     integrals = integrate_all(
         folder / "integrals", store, list(energies), transform, anchor, choice.chebyshev_degree
     )
-    points = None
-    if choice.enhancement_points:
-        inputs = spread_points(store, sample, transform, recipe.seed, choice.enhancement_points)
-        points = values_at_points(inputs, anchor, choice.chebyshev_degree)
-        points /= choice.enhancement_sigma
+    held = _held(recipe, store, sample, transform, anchor)
     degree = choice.chebyshev_degree
-    problem = build_problem(training, integrals, choice.baseline, degree, points=points)
+    problem = build_problem(training, integrals, choice.baseline, degree, held=held)
     fitted = fit(problem, choice, len(descriptors.ueg[0]), recipe.seed)
     model = QuadraticGaussianProcess(fitted.quadratic_form, anchor, choice.chebyshev_degree)
     functional = LearnedExchange(recipe.name, choice.baseline, descriptors, transform, model)
 
-    predict = _Predictor(fitted, integrals, choice.baseline, training, 1.0)
-    scale = _calibration(predict, observations)
-    predict = dataclasses.replace(predict, scale=scale)
+    predict = _Predictor(fitted, integrals, choice.baseline, training, {})
+    totals = [o for d in recipe.densities for o in total_observations(energies, systems, d)]
+    scales = _calibration(predict, [o for o in (*observations, *totals) if o.role == "tuning"])
+    predict = dataclasses.replace(predict, scales=scales)
     semilocal = {label: exchange_energies(facts, name) for label, name in _SEMILOCAL.items()}
     evaluations = {}
     for density in recipe.densities:
@@ -175,13 +176,14 @@ def _train_on(
         "recipe": {k: v for k, v in to_table(recipe).items() if k not in ("origin", "output")},
         "recipe_hash": recipe.hash(),
         "data_hash": content_hash(data),
+        "descriptor_hash": store.recipe_hash,
         "observations": len(training),
         "densities": {d: sum(k.startswith(f"{d}/") for k in energies) for d in recipe.densities},
         "left_out": len(failures),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "log_likelihood": fitted.log_likelihood,
         "hyperparameters": _hyperparameters(fitted),
-        "calibration": scale,
+        "calibration": scales,
         "largest_coefficient": float(np.abs(fitted.quadratic_form).max()),
         "enhancement_factor_range": [
             float(np.nanmin([low for low, _ in ranges])),
@@ -193,28 +195,48 @@ def _train_on(
     posterior_arrays = {
         "covariance_factor": fitted.covariance_factor,
         "noise": np.array([fitted.noise("molecule")]),
-        "calibration": np.array([scale]),
+        "calibration": np.array([scales["aex"], scales["total"]]),
     }
     save_functional(path, functional, provenance, posterior_arrays)
     report = Report(
         f"{recipe.name}: exchange, trained by cider-train",
         evaluations,
-        _learning_curve(recipe, fitted, training, observations, integrals, points),
+        _learning_curve(recipe, fitted, training, observations, integrals, held),
         _summary(provenance, path),
         failures,
     )
     return Trained(functional, path, write_report(report, folder / "report"), evaluations, failures)
 
 
+def _held(
+    recipe: Recipe,
+    store: DescriptorReader,
+    sample: Sequence[str],
+    transform: InputTransform,
+    anchor: Float[np.ndarray, " input"],
+) -> Float[np.ndarray, "row parameter"] | None:
+    """Combinations of the parameters that the recipe holds to zero, in units of their sigma."""
+    choice, degree, rows = recipe.model, recipe.model.chebyshev_degree, []
+    if choice.enhancement_points:
+        inputs = spread_points(store, sample, transform, recipe.seed, choice.enhancement_points)
+        values = parameter_features(values_at_points(inputs, anchor, degree), anchor.size, degree)
+        rows.append(values / choice.enhancement_sigma)
+    sigmas = choice.semilocal_slope_sigma, choice.nldf_slope_sigma
+    if any(sigmas):
+        semilocal, nonlocal_ = slope_points(store, sample, recipe.seed)
+        rows.append(slope_rows(semilocal, nonlocal_, transform, degree, *sigmas))
+    return np.concatenate(rows) if rows else None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Predictor:
-    """Energies of observations and their standard deviations (Ha)."""
+    """Energies of observations and their standard deviations (Ha), by kind times a scale."""
 
     fitted: Fit
     integrals: Integrals
     baseline: str
     training: Sequence[Observation]
-    scale: float
+    scales: Mapping[str, float]
 
     def __call__(
         self, observations: Sequence[Observation]
@@ -226,7 +248,9 @@ class _Predictor:
         )
         base = combine @ self.integrals.baselines[self.baseline]
         noise = np.array([fitted.noise(o.noise) for o in observations])
-        sigma = self.scale * np.hypot(fitted.sigma(features), noise)
+        differences = self.scales.get("aex", 1.0)
+        scale = np.array([self.scales.get(o.kind, differences) for o in observations])
+        sigma = scale * np.hypot(fitted.sigma(features), noise)
         return base + fitted.energies(features), sigma
 
 
@@ -242,23 +266,22 @@ def _total_energies(
     ]
 
 
-def _calibration(predict: _Predictor, observations: Sequence[Observation]) -> float:
-    """The factor that puts 68 % of the errors of unseen molecules within one sigma.
+def _calibration(predict: _Predictor, tuning: Sequence[Observation]) -> dict[str, float]:
+    """By kind, the factor that puts 68 % of the errors of unseen molecules within one sigma.
 
-    Unseen are the tuning part, and training molecules when left out of the fit.
+    Unseen are the tuning part; where it is small, training molecules left out of the fit join it.
     """
-    tuning = [o for o in observations if o.role == "tuning" and o.kind == "aex"]
-    ratios = []
-    if tuning:
-        predicted, sigma = predict(tuning)
-        ratios.append(np.abs(predicted - [o.value for o in tuning]) / sigma)
-    fitted = predict.fitted
-    molecules = np.array(
-        [o.noise == "molecule" and o.kind == "aex" for o in predict.training], dtype=bool
-    )
-    ratios.append(np.abs(fitted.left_out[molecules]) / fitted.left_out_sigma[molecules])
-    unseen = np.concatenate(ratios)
-    return float(np.quantile(unseen, 0.683)) if unseen.size else 1.0
+    fitted, scales = predict.fitted, {}
+    for kind, noise in (("aex", "molecule"), ("total", "molecule total")):
+        unseen = [o for o in tuning if o.kind == kind]
+        predicted, sigma = predict(unseen)
+        ratios = np.abs(predicted - [o.value for o in unseen]) / sigma
+        if len(unseen) < _ENOUGH_TUNING:
+            own = np.array([(o.kind, o.noise) == (kind, noise) for o in predict.training], bool)
+            left_out = np.abs(fitted.left_out[own]) / fitted.left_out_sigma[own]
+            ratios = np.concatenate([ratios, left_out])
+        scales[kind] = float(np.quantile(ratios, 0.683)) if ratios.size else 1.0
+    return scales
 
 
 def _learning_curve(
@@ -267,7 +290,7 @@ def _learning_curve(
     training: Sequence[Observation],
     observations: Sequence[Observation],
     integrals: Integrals,
-    held: Float[np.ndarray, "point basis basis"] | None,
+    held: Float[np.ndarray, "row parameter"] | None,
 ) -> tuple[LearningPoint, ...]:
     """Errors of fits to nested shares of the training systems, with all the atoms.
 
@@ -293,7 +316,7 @@ def _learning_curve(
             part, integrals, model.baseline, model.chebyshev_degree, fitted.groups, held
         )
         smaller = posterior(problem, fitted.hyperparameters)
-        predicted, _ = _Predictor(smaller, integrals, model.baseline, part, 1.0)(test)
+        predicted, _ = _Predictor(smaller, integrals, model.baseline, part, {})(test)
         errors = summarize((predicted - exact) * KCAL_PER_MOL)
         points.append(LearningPoint(count, errors.mae, errors.largest))
     return tuple(points)
@@ -329,7 +352,7 @@ def _error_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
 def _hyperparameters(fitted: Fit) -> dict[str, Any]:
     values = {k: [float(x) for x in v] for k, v in fitted.hyperparameters.items()}
     noises = dict(zip(fitted.groups, values.pop("noise"), strict=True))
-    noises.pop(POINTS, None)
+    noises.pop(HELD, None)
     return {**values, "noise_mHa": noises}
 
 
@@ -343,7 +366,9 @@ def _summary(provenance: Mapping[str, Any], path: Path) -> dict[str, str]:
         "enhancement factor where rho > 1e-3": f"{low:.3f} to {high:.3f}",
         "largest coefficient": f"{provenance['largest_coefficient']:.3g}",
         "log marginal likelihood": f"{provenance['log_likelihood']:.2f}",
-        "calibration of sigma": f"{provenance['calibration']:.3f}",
+        "calibration of sigma": ", ".join(
+            f"{kind} {scale:.3f}" for kind, scale in provenance["calibration"].items()
+        ),
         "versions": ", ".join(f"{n} {v}" for n, v in provenance["versions"].items()),
     }
 

@@ -1,0 +1,161 @@
+r"""What keeps a fit smooth: combinations of its parameters that shall vanish within one.
+
+Energies alone leave the enhancement factor free to be steep: slopes by one feature and by its like
+cancel in the energies of molecules, but not in the errors of features, nor in the potential. Two
+kinds of pseudo-observations bind it. At points far from one another the learned factor g itself is
+held. And its mean square slope is, over a sample of points,
+
+.. math:: \Big\langle \sum_i \frac{1}{\sigma_i^2}
+          \left(\frac{\partial g}{\partial \ln G_i}\right)^2 \Big\rangle
+          + \Big\langle \sum_j \frac{1}{\sigma_j^2}
+          \left(\frac{\partial g}{\partial u_j}\right)^2 \Big\rangle
+
+with nonlocal features G and bounded semilocal descriptors u: minus half of this is the logarithm of
+its prior probability. Being quadratic in the parameters, it is as many linear observations as its
+matrix has directions.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cider.conventions import float64
+from cider.gaussian_process import chebyshev_basis
+from cider.input_transform import InputTransform
+from cider.training.descriptors import DescriptorReader, read_points
+from cider.training.fit import parameter_features
+from cider.training.integrals import LEAST_DENSITY
+
+_POOL_PER_SYSTEM = 200
+_SLOPES_PER_SYSTEM = 40
+_BLOCK = 512
+_LEAST_SHARE = 1e-5
+"""Share of the largest eigenvalue below which a direction of the slopes' matrix is left out."""
+
+
+@float64
+def spread_points(
+    store: DescriptorReader, keys: Sequence[str], transform: InputTransform, seed: int, count: int
+) -> Float[np.ndarray, "input point"]:
+    """Model inputs of ``count`` points that cover what densities reach where they matter.
+
+    Greedily the farthest from those already chosen, among a random sample of points with
+    rho > 1e-3; the first is the one farthest from the origin.
+    """
+    pool = []
+    for index, key in enumerate(keys):
+        points = read_points(store.read(f"descriptors/{key}"))
+        dense = np.flatnonzero(points.rho > LEAST_DENSITY)
+        random = np.random.default_rng((seed, index, 1))
+        chosen = random.choice(dense, min(dense.size, _POOL_PER_SYSTEM), replace=False)
+        semilocal, nonlocal_ = points.semilocal[:, chosen], points.nonlocal_[:, chosen]
+        pool.append(np.asarray(transform(jnp.asarray(semilocal), jnp.asarray(nonlocal_))))
+    inputs = np.concatenate(pool, axis=1)
+    chosen_points = [int(np.argmax(np.sum(inputs**2, axis=0)))]
+    distance = np.full(inputs.shape[1], np.inf)
+    while len(chosen_points) < min(count, inputs.shape[1]):
+        latest = inputs[:, chosen_points[-1]]
+        distance = np.minimum(distance, np.sum((inputs - latest[:, None]) ** 2, axis=0))
+        chosen_points.append(int(np.argmax(distance)))
+    return inputs[:, chosen_points]
+
+
+@float64
+def values_at_points(
+    inputs: Float[np.ndarray, "input point"], anchor: Float[np.ndarray, " input"], degree: int
+) -> Float[np.ndarray, "point basis basis"]:
+    """What the integrals M are for single points of unit LDA energy: the learned factor there."""
+    t = np.asarray(chebyshev_basis(jnp.asarray(inputs), degree))
+    at_anchor = np.asarray(chebyshev_basis(jnp.asarray(anchor)[:, None], degree))[0]
+    return t[:, :, None] * t[:, None, :] - np.outer(at_anchor, at_anchor)
+
+
+@float64
+def slope_points(
+    store: DescriptorReader, keys: Sequence[str], seed: int
+) -> tuple[Float[np.ndarray, "semilocal point"], Float[np.ndarray, "nonlocal point"]]:
+    """Bounded descriptors of points where slopes count, as many of each system.
+
+    Half of them are chosen by their energy; the others, which speak for the potential, are any
+    with rho > 1e-3.
+    """
+    samples = []
+    for index, key in enumerate(keys):
+        points = read_points(store.read(f"descriptors/{key}"))
+        share = np.abs(points.lda_energy)
+        random = np.random.default_rng((seed, index, 2))
+        dense = np.flatnonzero(points.rho > LEAST_DENSITY)
+        half = _SLOPES_PER_SYSTEM // 2
+        chosen = np.concatenate(
+            [random.choice(share.size, half, p=share / share.sum()), random.choice(dense, half)]
+        )
+        samples.append((points.semilocal[:, chosen], points.nonlocal_[:, chosen]))
+    return np.concatenate([u for u, _ in samples], 1), np.concatenate([z for _, z in samples], 1)
+
+
+@float64
+def slope_rows(
+    semilocal: Float[np.ndarray, "semilocal point"],
+    nonlocal_: Float[np.ndarray, "nonlocal point"],
+    transform: InputTransform,
+    degree: int,
+    semilocal_sigma: float,
+    nldf_sigma: float,
+) -> Float[np.ndarray, "row parameter"]:
+    """Rows A such that the square of A w is the mean square slope; a sigma of 0 counts none."""
+    num_inputs = len(semilocal) + len(nonlocal_)
+    moment = 0.0
+    sigmas = [semilocal_sigma] * len(semilocal) + [nldf_sigma] * len(nonlocal_)
+    for descriptor, sigma in enumerate(sigmas):
+        if sigma:
+            for matrices in _slope_matrices(semilocal, nonlocal_, transform, degree, descriptor):
+                rows = parameter_features(matrices, num_inputs, degree) / sigma
+                moment = moment + rows.T @ rows / semilocal.shape[1]
+    values, vectors = np.linalg.eigh(np.atleast_2d(moment))
+    kept = values > _LEAST_SHARE * values.max()
+    return (vectors[:, kept] * np.sqrt(values[kept])).T
+
+
+def _slope_matrices(
+    semilocal: Float[np.ndarray, "semilocal point"],
+    nonlocal_: Float[np.ndarray, "nonlocal point"],
+    transform: InputTransform,
+    degree: int,
+    descriptor: int,
+) -> Iterator[Float[np.ndarray, "point basis basis"]]:
+    """Blocks of matrices whose products with Q are slopes of the learned factor."""
+    direction = np.zeros((len(semilocal) + len(nonlocal_), 1))
+    direction[descriptor] = 1.0
+    along_semilocal, along_nonlocal = np.split(direction, [len(semilocal)])
+    for start in range(0, semilocal.shape[1], _BLOCK):
+        u, z = semilocal[:, start : start + _BLOCK], nonlocal_[:, start : start + _BLOCK]
+        # z = tanh(ln(G/G_0)/2), so that dz/dlnG = (1 - z²)/2.
+        yield np.asarray(
+            _slopes(
+                transform,
+                degree,
+                (jnp.asarray(u), jnp.asarray(z)),
+                (
+                    jnp.asarray(along_semilocal * np.ones_like(u)),
+                    jnp.asarray(along_nonlocal * (1 - z**2) / 2),
+                ),
+            )
+        )
+
+
+@eqx.filter_jit
+def _slopes(
+    transform: InputTransform,
+    degree: int,
+    descriptors: tuple[Array, Array],
+    along: tuple[Array, Array],
+) -> Array:
+    def basis(semilocal: Array, nonlocal_: Array) -> Array:
+        return chebyshev_basis(transform(semilocal, nonlocal_), degree)
+
+    t, slope = jax.jvp(basis, descriptors, along)
+    return slope[:, :, None] * t[:, None, :] + t[:, :, None] * slope[:, None, :]
