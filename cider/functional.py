@@ -5,9 +5,9 @@ import os
 import equinox as eqx
 from jaxtyping import Float
 
-from cider.conventions import AnyArray, float64
+from cider.conventions import AnyArray
 from cider.density import Density
-from cider.evaluation import energy_and_potential
+from cider.evaluation import energy, energy_and_potential
 from cider.exchange import LearnedExchange
 from cider.features.convolution import GaussianConvolution
 from cider.registry import resolve
@@ -108,7 +108,6 @@ class CiderFunctional(eqx.Module):
         """Whether the learned part needs a ``GaussianConvolution`` of the grid."""
         return self.exchange.descriptors.nldf is not None
 
-    @float64
     def learned_energy(
         self,
         density: Density,
@@ -116,21 +115,15 @@ class CiderFunctional(eqx.Module):
         convolution: GaussianConvolution | None = None,
     ) -> float:
         """Energy (Ha) of the learned part, with its fraction ``x_mix``."""
-        energy, _ = self.learned_energy_and_potential(density, weights, convolution)
-        return energy
+        return energy(self.exchange, self.x_mix, density, weights, convolution)
 
-    @float64
     def learned_energy_and_potential(
         self,
         density: Density,
         weights: Float[AnyArray, " grid"],
         convolution: GaussianConvolution | None = None,
     ) -> tuple[float, Density]:
-        """Energy (Ha) of the learned part, and its derivative by each density ingredient.
-
-        The derivative is that of the grid sum: it contains the quadrature weights, and what the
-        nonlocal features of all points say of each.
-        """
+        """The same, and its derivative: see ``evaluation.energy_and_potential``."""
         return energy_and_potential(self.exchange, self.x_mix, density, weights, convolution)
 
     def __repr__(self) -> str:
