@@ -7,7 +7,6 @@ no harmonics for what is far away.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float
@@ -38,8 +37,7 @@ MERGED_NODES = 3
 class MolecularConvolution(GaussianConvolution):
     """``GaussianConvolution`` of a molecule; built by ``molecular_convolution``.
 
-    It works on concrete arrays: a program that is traced calls it between its traced parts. The
-    smooth and the sharp part cost about the same and run side by side.
+    It works on concrete arrays: a program that is traced calls it between its traced parts.
     ``merge_sources`` and ``merge_targets`` express the exponents by those of the atomic part.
     """
 
@@ -55,25 +53,17 @@ class MolecularConvolution(GaussianConvolution):
     @float64
     def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         charges = self.volumes[:, None] * np.asarray(sources)
-        with ThreadPoolExecutor(1) as beside:
-            parts = [
-                beside.submit(part.apply, charges[:, : part.num_sources]) for part in self.smooth
-            ]
-            fields = self.sharp.apply(charges @ self.merge_sources) @ self.merge_targets.T
-            for part, values in zip(self.smooth, parts, strict=True):
-                fields[:, : part.num_targets] += values.result()
+        fields = self.sharp.apply(charges @ self.merge_sources) @ self.merge_targets.T
+        for part in self.smooth:
+            fields[:, : part.num_targets] += part.apply(charges[:, : part.num_sources])
         return fields
 
     @float64
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         fields = np.asarray(fields)
-        with ThreadPoolExecutor(1) as beside:
-            parts = [
-                beside.submit(part.transpose, fields[:, : part.num_targets]) for part in self.smooth
-            ]
-            charges = self.sharp.transpose(fields @ self.merge_targets) @ self.merge_sources.T
-            for part, values in zip(self.smooth, parts, strict=True):
-                charges[:, : part.num_sources] += values.result()
+        charges = self.sharp.transpose(fields @ self.merge_targets) @ self.merge_sources.T
+        for part in self.smooth:
+            charges[:, : part.num_sources] += part.transpose(fields[:, : part.num_targets])
         return self.volumes[:, None] * charges
 
 
