@@ -8,7 +8,7 @@ exponents share the kernels of one ladder: :math:`e^{-(\alpha+\beta)u^2}` is its
 Gaussians :math:`e^{-\gamma u^2}`, of finer ratio.
 
 One atom is worked on after the other, and its points for other atoms in batches of equal size:
-memory stays small, and what is compiled depends on the kinds of atoms, not on the molecule.
+memory stays small, and what is compiled is the same for all molecules.
 """
 
 import functools

@@ -17,6 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Bool, Float, Int
 
 from cider.conventions import AnyArray, float64
@@ -48,10 +49,8 @@ def window(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.where(inside > 0, jnp.exp(WINDOW_SHARPNESS * (root - 1)), 0.0)
 
 
-def grid_gaussians(
-    gammas: Float[np.ndarray, " pair"], size: int
-) -> Float[np.ndarray, "pair size size"]:
-    r"""The matrices :math:`T_\gamma(i - j)`; ``gammas`` in units of the inverse squared spacing."""
+def grid_gaussians(gammas: Float[np.ndarray, " pair"], size: int) -> Float[np.ndarray, "pair size"]:
+    r"""The sequences :math:`T_\gamma(n)`; ``gammas`` in units of the inverse squared spacing."""
     nodes, weights = np.polynomial.legendre.leggauss(2 * size + 100)
     k = np.pi * nodes
     x, w = np.polynomial.legendre.leggauss(100)
@@ -59,9 +58,7 @@ def grid_gaussians(
     transform = (w * np.asarray(window(x))) @ np.cos(np.outer(x, k))
     gamma = gammas[:, None]
     spectrum = np.sqrt(np.pi / gamma) * np.exp(-(k**2) / (4 * gamma)) / transform**2
-    sequences = (weights * spectrum) @ np.cos(np.outer(k, np.arange(size))) / 2
-    index = np.arange(size)
-    return sequences[:, abs(index[:, None] - index)]
+    return (weights * spectrum) @ np.cos(np.outer(k, np.arange(size))) / 2
 
 
 class UniformGrid(eqx.Module):
@@ -187,13 +184,13 @@ def _rounded_up(count: int) -> int:
 class UniformGridConvolution(eqx.Module):
     """Convolution with the Gaussians of some pairs of exponents, on one uniform grid.
 
-    ``pairs`` are (source, target) columns; ``matrices`` the Gaussian of each pair's exponent,
+    ``pairs`` are (source, target) columns; ``sequences`` the Gaussian of each pair's exponent,
     for the longest dimension of the grid.
     """
 
     grid: UniformGrid
     pairs: Int[np.ndarray, "pair 2"]
-    matrices: Float[np.ndarray, "pair size size"]
+    sequences: Float[np.ndarray, "pair size"]
     num_sources: int = eqx.field(static=True)
     num_targets: int = eqx.field(static=True)
 
@@ -217,7 +214,8 @@ class UniformGridConvolution(eqx.Module):
         nx, ny, nz = self.grid.shape
         total = np.zeros((num_out, nx, ny, nz))
         pairs = self.pairs[:, ::-1] if backward else self.pairs
-        for (column_in, column_out), matrix in zip(pairs, self.matrices, strict=True):
+        for (column_in, column_out), sequence in zip(pairs, self.sequences, strict=True):
+            matrix = scipy.linalg.toeplitz(sequence)
             by_x = matrix[:nx, :nx] @ values[column_in].reshape(nx, -1)
             by_z = by_x.reshape(-1, nz) @ matrix[:nz, :nz]
             total[column_out] += matrix[:ny, :ny] @ by_z.reshape(nx, ny, nz)
@@ -233,7 +231,7 @@ def uniform_grid_convolution(
     """The convolution with ``exp(-(a + b) u^2)`` for the selected pairs of exponents (bohr^-2)."""
     pairs = np.argwhere(selected)
     gammas = (source_exponents[pairs[:, 0]] + target_exponents[pairs[:, 1]]) * grid.spacing**2
-    matrices = grid_gaussians(gammas, max(grid.shape))
+    sequences = grid_gaussians(gammas, max(grid.shape))
     return UniformGridConvolution(
-        grid, pairs, matrices, len(source_exponents), len(target_exponents)
+        grid, pairs, sequences, len(source_exponents), len(target_exponents)
     )
