@@ -90,7 +90,7 @@ def molecular_convolution(
     shares[owned] = partition_of_unity(coords[owned], owner[owned], centers)
 
     smooth, done = [], 0.0
-    for largest, margin in GRIDS if len(atoms) > 1 else ():
+    for largest, margin in GRIDS:
         own_sources = source_exponents[source_exponents <= largest]
         own_targets = target_exponents[target_exponents <= largest]
         selected = np.maximum.outer(own_sources, own_targets) > done
