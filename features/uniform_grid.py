@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Bool, Float, Int
 
-from cider.conventions import AnyArray, float64
+from cider.conventions import AnyArray
 
 WINDOW = 6
 """Width of the window, in cells."""
@@ -194,32 +194,27 @@ class UniformGridConvolution(eqx.Module):
     num_sources: int = eqx.field(static=True)
     num_targets: int = eqx.field(static=True)
 
-    @float64
     def apply(self, charges: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         """Fields of charges, both at the points of the grid."""
-        spread = np.asarray(self.grid.spread(charges))
-        convolved = self._convolve(spread, self.num_targets, backward=False)
-        return np.asarray(self.grid.read(convolved))
+        return self._convolve(charges, self.pairs, self.num_targets)
 
-    @float64
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         """The transposed map."""
-        spread = np.asarray(self.grid.spread(fields))
-        convolved = self._convolve(spread, self.num_sources, backward=True)
-        return np.asarray(self.grid.read(convolved))
+        return self._convolve(fields, self.pairs[:, ::-1], self.num_sources)
 
     def _convolve(
-        self, values: Float[np.ndarray, "in x y z"], num_out: int, backward: bool
-    ) -> Float[np.ndarray, "out x y z"]:
+        self, values: Float[AnyArray, "grid in"], pairs: Int[np.ndarray, "pair 2"], num_out: int
+    ) -> Float[np.ndarray, "grid out"]:
+        """Sum over pairs of columns (in, out)."""
+        spread = np.asarray(self.grid.spread(values))
         nx, ny, nz = self.grid.shape
         total = np.zeros((num_out, nx, ny, nz))
-        pairs = self.pairs[:, ::-1] if backward else self.pairs
         for (column_in, column_out), sequence in zip(pairs, self.sequences, strict=True):
             matrix = scipy.linalg.toeplitz(sequence)
-            by_x = matrix[:nx, :nx] @ values[column_in].reshape(nx, -1)
+            by_x = matrix[:nx, :nx] @ spread[column_in].reshape(nx, -1)
             by_z = by_x.reshape(-1, nz) @ matrix[:nz, :nz]
             total[column_out] += matrix[:ny, :ny] @ by_z.reshape(nx, ny, nz)
-        return total
+        return np.asarray(self.grid.read(total))
 
 
 def uniform_grid_convolution(
