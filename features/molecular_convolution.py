@@ -20,6 +20,7 @@ from cider.features.uniform_grid import (
     uniform_grid,
     uniform_grid_convolution,
 )
+from cider.threads import thread_pool
 
 GRIDS = ((0.075, 12.0), (0.5, 5.0))
 """Largest exponent (bohr^-2) of each uniform grid, and how far it reaches beyond the atoms (bohr).
@@ -50,20 +51,24 @@ class MolecularConvolution(GaussianConvolution):
     def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[AnyArray, "grid target"]:
         return self.apply(sources)
 
-    @float64
     def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         charges = self.volumes[:, None] * np.asarray(sources)
-        fields = self.sharp.apply(charges @ self.merge_sources) @ self.merge_targets.T
-        for part in self.smooth:
-            fields[:, : part.num_targets] += part.apply(charges[:, : part.num_sources])
+        with thread_pool() as pool:
+            smooth = [pool.submit(part.apply, charges) for part in self.smooth]
+            fields = self.sharp.apply(charges @ self.merge_sources, pool) @ self.merge_targets.T
+            for part in smooth:
+                values = part.result()
+                fields[:, : values.shape[1]] += values
         return fields
 
-    @float64
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         fields = np.asarray(fields)
-        charges = self.sharp.transpose(fields @ self.merge_targets) @ self.merge_sources.T
-        for part in self.smooth:
-            charges[:, : part.num_sources] += part.transpose(fields[:, : part.num_targets])
+        with thread_pool() as pool:
+            smooth = [pool.submit(part.transpose, fields) for part in self.smooth]
+            charges = self.sharp.transpose(fields @ self.merge_targets, pool) @ self.merge_sources.T
+            for part in smooth:
+                values = part.result()
+                charges[:, : values.shape[1]] += values
         return self.volumes[:, None] * charges
 
 

@@ -101,4 +101,6 @@ def gaussian_radial_kernel(
               k_l = 4\pi e^{-\gamma (r - r')^2}\, e^{-x} i_l(x), \quad x = 2\gamma r r'
     """
     g, r, s = gamma[:, None, None], r_out[:, None], r_in
-    return 4 * np.pi * np.exp(-g * (r - s) ** 2) * scaled_spherical_bessel(2 * g * r * s, lmax)
+    kernel = 4 * np.pi * np.exp(-g * (r - s) ** 2) * scaled_spherical_bessel(2 * g * r * s, lmax)
+    # Numbers near the least that there is would make products with them twice as slow.
+    return np.where(kernel < 1e-100, 0.0, kernel)

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Bool, Float, Int
 
-from cider.conventions import AnyArray
+from cider.conventions import AnyArray, float64
 
 WINDOW = 6
 """Width of the window, in cells."""
@@ -195,13 +195,14 @@ class UniformGridConvolution(eqx.Module):
     num_targets: int = eqx.field(static=True)
 
     def apply(self, charges: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
-        """Fields of charges, both at the points of the grid."""
-        return self._convolve(charges, self.pairs, self.num_targets)
+        """Fields of charges, both at the points of the grid; further columns are left aside."""
+        return self._convolve(charges[:, : self.num_sources], self.pairs, self.num_targets)
 
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         """The transposed map."""
-        return self._convolve(fields, self.pairs[:, ::-1], self.num_sources)
+        return self._convolve(fields[:, : self.num_targets], self.pairs[:, ::-1], self.num_sources)
 
+    @float64
     def _convolve(
         self, values: Float[AnyArray, "grid in"], pairs: Int[np.ndarray, "pair 2"], num_out: int
     ) -> Float[np.ndarray, "grid out"]:
