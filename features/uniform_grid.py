@@ -34,7 +34,7 @@ BLOCK = 3
 PATCH = BLOCK + WINDOW - 1
 """Grid points per dimension that the points of a block reach."""
 
-TILE = 64
+TILE = 32
 """Points of one block that share a matrix product."""
 
 RESOLUTION = 0.2
@@ -82,16 +82,18 @@ class UniformGrid(eqx.Module):
         num = padded.shape[1]
 
         def add_tile(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
-            corner, points, offsets = tile
+            corner, own, offsets = tile
             x, plane = _windows(offsets)
-            columns = padded[points].T[:, None] * x[None]
+            columns = own.T[:, None] * x[None]
             patch = (columns.reshape(-1, TILE) @ plane.T).reshape(num, PATCH, PATCH, PATCH)
             start = (0, *corner)
             old = jax.lax.dynamic_slice(total, start, patch.shape)
             return jax.lax.dynamic_update_slice(total, old + patch, start), None
 
         zero = jnp.zeros((num, *self.shape), padded.dtype)
-        return jax.lax.scan(add_tile, zero, self._tiles())[0]
+        # Gathered here: within the loop it would be split among threads, and be slower.
+        tiles = jnp.asarray(self.corners), padded[self.points], jnp.asarray(self.offsets)
+        return jax.lax.scan(add_tile, zero, tiles)[0]
 
     @eqx.filter_jit
     def read(self, values: Float[AnyArray, "c x y z"]) -> Float[Array, "grid c"]:
@@ -99,19 +101,17 @@ class UniformGrid(eqx.Module):
         values = jnp.asarray(values)
         num = values.shape[0]
 
-        def read_tile(tile: tuple[Array, Array, Array]) -> Array:
-            corner, _, offsets = tile
+        def read_tile(tile: tuple[Array, Array]) -> Array:
+            corner, offsets = tile
             x, plane = _windows(offsets)
             patch = jax.lax.dynamic_slice(values, (0, *corner), (num, PATCH, PATCH, PATCH))
             columns = (patch.reshape(num * PATCH, -1) @ plane).reshape(num, PATCH, TILE)
             terms = [columns[:, k] * x[k][None] for k in range(PATCH)]
             return sum(terms[1:], terms[0]).T
 
-        by_tile = jax.lax.map(read_tile, self._tiles()).reshape(-1, num)
+        tiles = jnp.asarray(self.corners), jnp.asarray(self.offsets)
+        by_tile = jax.lax.map(read_tile, tiles).reshape(-1, num)
         return jnp.pad(by_tile, ((0, 1), (0, 0)))[self.places]
-
-    def _tiles(self) -> tuple[Array, Array, Array]:
-        return jnp.asarray(self.corners), jnp.asarray(self.points), jnp.asarray(self.offsets)
 
 
 def _windows(
@@ -176,8 +176,8 @@ def _sort_into_tiles(
 
 
 def _rounded_up(count: int) -> int:
-    """A number of tiles that few molecules do not share: in steps of an eighth or more."""
-    step = 2 ** max(0, count.bit_length() - 3)
+    """A number of tiles that molecules of like size share, an eighth larger at most."""
+    step = 2 ** max(0, count.bit_length() - 4)
     return -(-count // step) * step
 
 
