@@ -25,13 +25,13 @@ class NldfExponent(eqx.Module):
     .. math:: a = \pi (n/2)^{2/3} \left[A + B \frac{\tau_W}{\tau_0}
               + C \left(\frac{\tau}{\tau_0} - 1\right)\right]
 
-    It is kept smoothly between ``A * FLOOR`` and ``A * CEILING``, which densities of 1e-4 and 1e5
-    bohr^-3 reach. Between them it scales exactly but for what the bounds still change: 2e-6 of
-    the exponent at 1 bohr^-3, 1e-3 at 0.01.
+    It is kept smoothly between ``A * FLOOR`` and ``A * CEILING``, which densities of 1e-4 and 4e5
+    bohr^-3 reach. Between them it scales exactly but for what the bounds still change: 1e-6 of
+    the exponent at 0.01 bohr^-3 (4e-4 at 0.001) and, below, at 1e4 bohr^-3.
     """
 
     FLOOR = 0.004
-    CEILING = 2500.0
+    CEILING = 10000.0
 
     A: float = eqx.field(static=True)
     B: float = eqx.field(static=True, default=0.0)
@@ -76,9 +76,8 @@ class NldfExponent(eqx.Module):
             bracket = bracket + self.C * (tau / tau_0 - 1)
         a = math.pi * (rho / 2) ** (2 / 3) * bracket
         floor, ceiling = self.bounds
-        a = jnp.sqrt(a**2 + floor**2)
         # Two roots take a fraction of the time of a power of one quarter and its derivative.
-        return a / jnp.sqrt(jnp.sqrt(1 + (a / ceiling) ** 4))
+        return jnp.sqrt(jnp.sqrt((a**4 + floor**4) / (1 + (a / ceiling) ** 4)))
 
 
 class Nldf(eqx.Module):

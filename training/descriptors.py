@@ -72,7 +72,7 @@ def descriptor_settings(choice: FeatureChoice, references: Store) -> dict[str, A
     """What determines descriptors, for a store's header."""
     settings = {
         "content": "descriptors",
-        "version": 1,
+        "version": 2,
         "references": references.recipe_hash,
         **dataclasses.asdict(choice),
     }
