@@ -58,18 +58,13 @@ def measure(settings: argparse.Namespace, system: str) -> dict:
     first |= {name: harness.seconds(stage) for name, stage in stages.items()}
     checks = harness.check(functional, mol, grids, dm)
     times = harness.interleaved(stages, settings.repeats)
-    return {
-        "system": system,
-        "orbitals": mol.nao,
-        "points": len(grids.weights),
-        "checks": checks,
-        "tables": {
-            "seconds": harness.rows_of(times, references),
-            "first call, with compilation (seconds)": [
-                {"first call": name, "seconds": value} for name, value in first.items()
-            ],
-        },
+    tables = {
+        "seconds": harness.rows_of(times, references),
+        "first call, with compilation (seconds)": [
+            {"first call": name, "seconds": value} for name, value in first.items()
+        ],
     }
+    return harness.result(system, mol, grids, checks, tables)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,17 @@ def rows_of(times: Mapping[str, Sequence[float]], references: Sequence[str]) -> 
     return rows
 
 
+def result(system: str, mol: Any, grids: Any, checks: list[str], tables: dict) -> dict:
+    """What a script measured on one system, for ``report``."""
+    return {
+        "system": system,
+        "orbitals": mol.nao,
+        "points": len(grids.weights),
+        "checks": checks,
+        "tables": tables,
+    }
+
+
 def peak_memory() -> float:
     """Largest resident memory of this process so far, in GB."""
     import resource

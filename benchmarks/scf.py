@@ -70,18 +70,13 @@ def measure(settings: argparse.Namespace, system: str) -> Any:
     checks = harness.check(functional, mol, grids, dm)
     times = harness.interleaved(steps, settings.repeats)
     references = [f"iteration, {kind}: {name}" for name in harness.REFERENCES]
-    return {
-        "system": system,
-        "orbitals": mol.nao,
-        "points": len(grids.weights),
-        "checks": checks,
-        "tables": {
-            kind: harness.rows_of(times, references),
-            f"{kind}, first": harness.rows_of(
-                first, [f"first cycle, {kind}: {name}" for name in harness.REFERENCES]
-            ),
-        },
+    tables = {
+        kind: harness.rows_of(times, references),
+        f"{kind}, first": harness.rows_of(
+            first, [f"first cycle, {kind}: {name}" for name in harness.REFERENCES]
+        ),
     }
+    return harness.result(system, mol, grids, checks, tables)
 
 
 def iteration(mol: Any, grids: Any, dm: Any, functional: Any, fitted: bool) -> Callable[[], None]:

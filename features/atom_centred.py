@@ -266,54 +266,55 @@ def _species(
     radii = shells.atom.radii
     spherical = spherical_shells(shells.atom.angular, LMAX)
     mixing, gamma = _kernel_mixing(source_exponents, target_exponents, np.array(selected))
-    # Shells on which a Gaussian is resolved, never fewer for a softer one.
-    spacing = np.maximum.accumulate(np.diff(radii, prepend=0.0))
-    num_shells = np.searchsorted(spacing, np.sqrt(UNRESOLVED / gamma))
-
-    def bands(
-        chosen: slice, nodes: Float[np.ndarray, " node"] | None, num_targets: int
-    ) -> tuple[_RadialBand, ...]:
-        result = []
-        for members in _band_members(num_shells[chosen]):
-            count = num_shells[members[0]]
-            inner = [s[: np.searchsorted(s, count)] for s in spherical.resolved]
-            inner = [s for s in inner if len(s)]
-            out = radii[:count] if nodes is None else nodes
-            kernel = gaussian_radial_kernel(gamma[members], out, radii[:count], len(inner) - 1)
-            if nodes is None:
-                rows = inner
-            else:
-                kernel = _by_powers(kernel)
-                rows = [np.arange(num_nodes(l)) for l in range(len(inner))]
-            kernels = []
-            for own, into, s in zip(kernel, rows, inner, strict=True):
-                out_first = own[:, into][:, :, s].transpose(1, 0, 2)
-                kernels.append(out_first.reshape(len(into), -1))
-            own_mixing = np.ascontiguousarray(mixing[members][:, :, :num_targets])
-            result.append(_RadialBand(tuple(kernels), own_mixing))
-        return tuple(result)
-
-    onsite = bands(slice(None), None, len(target_exponents))
+    onsite = _radial_bands(radii, spherical.resolved, gamma, mixing)
     panels: tuple[_RadialBand, ...] = ()
-    in_rings = np.searchsorted(target_exponents, [ring.largest_exponent for ring in RINGS])
+    in_rings = np.searchsorted(target_exponents, [ring.largest_exponent for ring in RINGS]).tolist()
     if has_neighbours:
-        num_gamma = np.searchsorted(gamma, 4 * RINGS[0].largest_exponent)
-        panels = bands(slice(num_gamma), panel_nodes(), in_rings[0])
+        near = gamma < 4 * RINGS[0].largest_exponent
+        own_mixing = mixing[near][:, :, : in_rings[0]]
+        panels = _radial_bands(radii, spherical.resolved, gamma[near], own_mixing, panel_nodes())
     return _Species(
         shells=spherical,
         onsite=onsite,
         onsite_transpose=tuple(band.transposed() for band in onsite),
         panels=panels,
         panels_transpose=tuple(band.transposed() for band in panels),
-        num_ring_targets=tuple(in_rings.tolist()),
+        num_ring_targets=tuple(in_rings),
     )
 
 
+def _radial_bands(
+    radii: Float[np.ndarray, " shell"],
+    resolved: Sequence[Int[np.ndarray, " _"]],
+    gamma: Float[np.ndarray, " gamma"],
+    mixing: Float[np.ndarray, "gamma source target"],
+    nodes: Float[np.ndarray, " node"] | None = None,
+) -> tuple[_RadialBand, ...]:
+    """Gaussians from shells to shells or, by way of their nodes, to the powers in the panels."""
+    # Shells on which a Gaussian is resolved, never fewer for a softer one.
+    spacing = np.maximum.accumulate(np.diff(radii, prepend=0.0))
+    num_shells = np.searchsorted(spacing, np.sqrt(UNRESOLVED / gamma))
+    bands = []
+    for members in _band_members(num_shells):
+        count = num_shells[members[0]]
+        inner = [s[: np.searchsorted(s, count)] for s in resolved]
+        inner = [s for s in inner if len(s)]
+        out = radii[:count] if nodes is None else nodes
+        by_l = gaussian_radial_kernel(gamma[members], out, radii[:count], len(inner) - 1)
+        kernels = []
+        for l, (kernel, shells) in enumerate(zip(by_l, inner, strict=True)):
+            rows = kernel[:, shells] if nodes is None else _by_powers(kernel)[:, : num_nodes(l)]
+            out_first = rows[:, :, shells].transpose(1, 0, 2)
+            kernels.append(out_first.reshape(len(out_first), -1))
+        bands.append(_RadialBand(tuple(kernels), np.ascontiguousarray(mixing[members])))
+    return tuple(bands)
+
+
 def _by_powers(
-    kernel: Float[np.ndarray, "l gamma node shell"],
-) -> Float[np.ndarray, "l gamma node shell"]:
+    kernel: Float[np.ndarray, "gamma node shell"],
+) -> Float[np.ndarray, "gamma node shell"]:
     """Kernels to the powers of the radius in each panel, from those to its nodes."""
-    split = kernel.reshape(*kernel.shape[:2], -1, DEGREE, kernel.shape[3])
+    split = kernel.reshape(len(kernel), -1, DEGREE, kernel.shape[2])
     return (TO_POWERS @ split).reshape(kernel.shape)
 
 

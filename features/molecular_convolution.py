@@ -15,12 +15,12 @@ from cider.conventions import AnyArray, float64
 from cider.features.atom_centred import AtomCentredConvolution, atom_centred_convolution
 from cider.features.atomic_shells import AtomicGrid, partition_of_unity
 from cider.features.convolution import GaussianConvolution
+from cider.features.threads import thread_pool
 from cider.features.uniform_grid import (
     UniformGridConvolution,
     uniform_grid,
     uniform_grid_convolution,
 )
-from cider.threads import thread_pool
 
 GRIDS = ((0.075, 12.0), (0.5, 5.0))
 """Largest exponent (bohr^-2) of each uniform grid, and how far it reaches beyond the atoms (bohr).

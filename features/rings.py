@@ -130,7 +130,7 @@ def _evaluate(
     offsets: Float[Array, "tile point xyz"],
     panels: Int[Array, " tile"],
     matrices: Float[Array, "panel column lm"],
-    inner: float,
+    inner: float | Float[Array, ""],
     lmax: int,
 ) -> Float[Array, "tile point target"]:
     def fields_of(tile: tuple[Array, Array]) -> Array:
@@ -150,7 +150,7 @@ def _evaluate_transpose(
     panels: Int[Array, " tile"],
     fields: Float[Array, "tile point target"],
     matrices: Float[Array, "panel column lm"],
-    inner: float,
+    inner: float | Float[Array, ""],
     lmax: int,
 ) -> Float[Array, "panel column lm"]:
     """The transpose of ``_evaluate``, added to the matrices."""
@@ -166,7 +166,10 @@ def _evaluate_transpose(
 
 
 def _tile_functions(
-    offsets: Float[Array, "point xyz"], panel: Int[Array, ""], inner: float, lmax: int
+    offsets: Float[Array, "point xyz"],
+    panel: Int[Array, ""],
+    inner: float | Float[Array, ""],
+    lmax: int,
 ) -> tuple[Float[Array, "lm point"], Float[Array, " point"]]:
     """Harmonics, and the coordinate of the panel, at the points of one tile."""
     distance = jnp.sqrt(jnp.sum(offsets**2, axis=1) + 1e-30)
