@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import equinox as eqx
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -127,12 +127,27 @@ def spherical_shells(angular: Sequence[AngularGrid], largest_lmax: int) -> Spher
     degrees = np.array([grid.degree for grid in angular])
     lmax = min(largest_lmax, int(degrees.max()) // 2)
     first_point = np.cumsum([0, *(len(grid.directions) for grid in angular)])
-    groups = []
-    for degree in dict.fromkeys(degrees.tolist()):
+    grids = {grid.degree: grid.directions for grid in angular}
+    every = _harmonics(np.concatenate(list(grids.values())), lmax)
+    groups, start = [], 0
+    for degree, directions in grids.items():
         members = np.flatnonzero(degrees == degree)
-        directions = angular[members[0]].directions
         points = first_point[members][:, None] + np.arange(len(directions))
-        harmonics = real_spherical_harmonics(jnp.asarray(directions), min(lmax, degree // 2))
-        groups.append(_AngularGroup(members, points, np.asarray(harmonics)))
+        num_harmonics = (min(lmax, degree // 2) + 1) ** 2
+        harmonics = every[:num_harmonics, start : start + len(directions)]
+        groups.append(_AngularGroup(members, points, np.ascontiguousarray(harmonics)))
+        start += len(directions)
     resolved = tuple(np.flatnonzero(degrees // 2 >= l) for l in range(lmax + 1))
     return SphericalShells(tuple(groups), resolved)
+
+
+def _harmonics(
+    directions: Float[np.ndarray, "angle xyz"], lmax: int
+) -> Float[np.ndarray, "lm angle"]:
+    """Harmonics of some directions; compiled for whole thousands of them."""
+    padding = np.repeat([[0.0, 0.0, 1.0]], -len(directions) % 1000, axis=0)
+    padded = np.concatenate([directions, padding])
+    return np.asarray(_compiled_harmonics(padded, lmax=lmax))[:, : len(directions)]
+
+
+_compiled_harmonics = jax.jit(real_spherical_harmonics, static_argnames="lmax")

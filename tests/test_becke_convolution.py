@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from molecules import MOLECULES, molecule_density
+from threadpoolctl import threadpool_limits
 
 from cider.exchange import safe_ingredients
 from cider.features.atomic_shells import partition_of_unity
@@ -131,6 +132,21 @@ def test_transpose_is_the_transpose(x64):
     backward = np.sum(convolution.transpose(fields) * sources)
     # Single precision off the atoms, in a sum of random signs.
     assert forward == pytest.approx(backward, rel=1e-6)
+
+
+def test_number_of_threads_changes_nothing(x64):
+    molecule = molecule_density("water")
+    grids, _ = molecule.on_grid(level=0)
+    convolution = becke_convolution(molecule.mol, grids, NLDF)
+    num_sources = len(NLDF.source_ladder.exponents)
+    sources = np.random.default_rng(0).normal(size=(len(grids.weights), num_sources))
+    fields, charges = [], []
+    for number in (1, 3):
+        with threadpool_limits(number, user_api="blas"):
+            fields.append(convolution.apply(sources))
+            charges.append(convolution.transpose(fields[0]))
+    np.testing.assert_array_equal(*fields)
+    np.testing.assert_array_equal(*charges)
 
 
 def test_partition_of_unity():
