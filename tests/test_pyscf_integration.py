@@ -1,11 +1,14 @@
 """Density to energy to potential matrix: exact derivatives, spin, memory, broken input."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from pyscf import dft, gto, lib
 from toy_functionals import toy_exchange, toy_nldf
 
 from cider import CiderFunctional
+from cider.features import threads
 from cider.features.convolution import DirectConvolution
 from cider.plugins.pyscf import numint
 from cider.plugins.pyscf.numint import CiderNumInt
@@ -168,6 +171,24 @@ def test_memory_limit_changes_nothing():
     for found in results[1:]:
         np.testing.assert_allclose(found[1], results[0][1], rtol=1e-12)
         np.testing.assert_allclose(found[2], results[0][2], atol=1e-11)
+
+
+def test_pyscfs_number_of_threads_holds(monkeypatch):
+    mol = gto.M(atom="H 0 0 0; H 0 0 0.74", verbose=0)
+    mf = dft.RKS(mol, xc=KINDS["nldf"])
+    mf.grids.level = 0
+    numbers = []
+
+    class Recorder(ThreadPoolExecutor):
+        def __init__(self, number: int) -> None:
+            numbers.append(number)
+            super().__init__(number)
+
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Recorder)
+    for number in (1, 3):
+        with lib.with_omp_threads(number):
+            mf._numint.nr_rks(mol, mf.grids, mf.xc, mf.get_init_guess())
+    assert numbers == [1, 1, 3, 3]  # forth and back
 
 
 def test_orbitals_of_another_matrix_are_not_believed(molecule):

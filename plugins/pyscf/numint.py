@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from pyscf import lib
 from pyscf.dft import numint
+from threadpoolctl import threadpool_limits
 
 from cider.density import Density
 from cider.features.convolution import GaussianConvolution
@@ -148,9 +149,11 @@ class CiderNumInt(numint.NumInt):
         if nldf is not None:
             convolution = self._convolution_of(mol, grids, nldf)
         tau = rho[:, 4] if functional.needs_tau else None
-        learned, by_density = functional.learned_energy_and_potential(
-            Density(rho[:, 0], rho[:, 1:4], tau), grids.weights, convolution
-        )
+        # The convolution takes as many threads as linear algebra, which PySCF does not limit.
+        with threadpool_limits(lib.num_threads(), user_api="blas"):
+            learned, by_density = functional.learned_energy_and_potential(
+                Density(rho[:, 0], rho[:, 1:4], tau), grids.weights, convolution
+            )
         energy, potential = libxc_energy_and_potential(functional, rho, grids.weights)
         potential[:, 0] += by_density.rho
         potential[:, 1:4] += by_density.grad_rho
