@@ -158,9 +158,6 @@ def test_uniform_scaling(request, name, gamma):
     Exact for semilocal features; nonlocal ones have the ladders' error, and in the tails the
     floors of the exponents.
     """
-    if (name, gamma) == ("x-nldf", 0.5):
-        reason = "1.4e-5, where the bar is 1e-5: the floor of the exponents"
-        request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
     mol, grids, density = neon()
     scaled_mol = SimpleNamespace(
         natm=1, atom_coord=lambda i: mol.atom_coord(i) / gamma, atom_symbol=mol.atom_symbol
