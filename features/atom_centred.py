@@ -45,6 +45,9 @@ from cider.features.spherical import gaussian_radial_kernel
 LMAX = RINGS[0].lmax
 """Largest angular momentum of the expansion about an atom."""
 
+ONSITE_LMAX = 8
+"""Largest angular momentum of an atom's fields at its own points."""
+
 KERNEL_RATIO = 1.6
 """Ratio of the ladder of kernels."""
 
@@ -266,7 +269,7 @@ def _species(
     radii = shells.atom.radii
     spherical = spherical_shells(shells.atom.angular, LMAX)
     mixing, gamma = _kernel_mixing(source_exponents, target_exponents, np.array(selected))
-    onsite = _radial_bands(radii, spherical.resolved, gamma, mixing)
+    onsite = _radial_bands(radii, spherical.resolved[: ONSITE_LMAX + 1], gamma, mixing)
     panels: tuple[_RadialBand, ...] = ()
     in_rings = np.searchsorted(target_exponents, [ring.largest_exponent for ring in RINGS]).tolist()
     if has_neighbours:

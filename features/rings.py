@@ -37,7 +37,7 @@ class Ring(NamedTuple):
 
 
 RINGS = (
-    Ring(0.0, 3.0, lmax=12, largest_exponent=200.0),
+    Ring(0.0, 3.0, lmax=14, largest_exponent=200.0),
     Ring(3.0, 4.0, lmax=10, largest_exponent=30.0),
     Ring(4.0, 5.0, lmax=8, largest_exponent=10.0),
     Ring(5.0, 6.0, lmax=6, largest_exponent=3.0),
