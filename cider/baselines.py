@@ -1,5 +1,6 @@
 """Semilocal exchange enhancement factors that a learned part corrects."""
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -25,5 +26,32 @@ def pbe(rho: Float[Array, " grid"], sigma: Float[Array, " grid"]) -> Float[Array
     return 1 + kappa - kappa / (1 + mu * p / kappa)
 
 
-BASELINES: dict[str, Baseline] = {"LDA_X": lda, "GGA_X_PBE": pbe}
+def chachiyo(rho: Float[Array, " grid"], sigma: Float[Array, " grid"]) -> Float[Array, " grid"]:
+    r"""Chachiyo exchange, exact for slowly varying and for nearly free density tails.
+
+    .. math:: F = \frac{3 x^2 + \pi^2 \ln(1 + x)}{(3 x + \pi^2) \ln(1 + x)}, \qquad
+              x = \frac{4\pi}{9} s
+
+    Ref: Chachiyo, Chachiyo, Molecules 25, 3485 (2020), Eq. 15.
+    """
+    p = reduced_gradient_squared(rho, sigma)
+    # Keeps the root differentiable at p = 0: what follows multiplies it by p.
+    x = 4 * math.pi / 9 * jnp.sqrt(jnp.maximum(p, 1e-30))
+    # The formula less one, without the cancellation of 1/ln(1 + x) - 1/x at small gradients.
+    is_small = x < _SERIES_BOUND
+    large = jnp.where(is_small, 1.0, x)
+    series = jnp.polyval(jnp.asarray(_GREGORY), jnp.where(is_small, x, 0.0))
+    difference = jnp.where(is_small, series, 1 / jnp.log1p(large) - 1 / large)
+    return 1 + 3 * (4 * math.pi / 9) ** 2 * p * difference / (3 * x + math.pi**2)
+
+
+_SERIES_BOUND = 0.02
+_GREGORY = (275 / 24192, -863 / 60480, 3 / 160, -19 / 720, 1 / 24, -1 / 12, 1 / 2)
+"""Series of 1/ln(1 + x) - 1/x, highest power first: Gregory's coefficients."""
+
+BASELINES: dict[str, Baseline] = {
+    "LDA_X": lda,
+    "GGA_X_PBE": pbe,
+    "GGA_X_CHACHIYO": chachiyo,
+}
 """Enhancement factors by their libxc names."""

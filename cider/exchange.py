@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cider.additive_spline import AdditiveSpline
 from cider.baselines import BASELINES
-from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, AnyArray
+from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, AnyArray, float64
 from cider.density import Density
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
 from cider.features.semilocal import bounded_gradient, bounded_isoorbital
 from cider.gaussian_process import QuadraticGaussianProcess
-from cider.input_transform import InputTransform, bounded_ratio
+from cider.input_transform import FractionTransform, InputTransform, bounded_ratio
 
 
 class Descriptors(eqx.Module):
@@ -74,19 +75,26 @@ class Descriptors(eqx.Module):
 class LearnedExchange(eqx.Module):
     r"""Exchange energy :math:`E_x = \int e_x^{LDA} (F_{base} + g(x))\, d^3r`.
 
-    The learned correction :math:`g` vanishes in the uniform gas; the energy obeys spin scaling
-    and (within the bounds of the length scales) uniform scaling by construction.
+    The energy obeys spin scaling and (within the bounds of the length scales) uniform scaling by
+    construction. A ``QuadraticGaussianProcess`` vanishes in the uniform gas; what an
+    ``AdditiveSpline`` leaves there is in ``uniform_gas_correction``.
     """
 
     name: str = eqx.field(static=True)
     baseline: str = eqx.field(static=True)
     descriptors: Descriptors
-    transform: InputTransform
-    model: QuadraticGaussianProcess
+    transform: InputTransform | FractionTransform
+    model: QuadraticGaussianProcess | AdditiveSpline
 
     def __check_init__(self) -> None:
         if self.baseline not in BASELINES:
             raise ValueError(f"unknown baseline {self.baseline!r}: one of {', '.join(BASELINES)}")
+
+    @float64
+    def uniform_gas_correction(self) -> float:
+        """The learned correction g in the uniform gas; zero where that limit is exact."""
+        inputs = self.transform(*map(jnp.asarray, self.descriptors.ueg))
+        return float(self.model(inputs)[0])
 
     def sources(self, density: Density) -> Float[Array, "grid source"]:
         """Sources of the nonlocal features of one spin-scaled density (spin axis of length 1)."""

@@ -2,14 +2,10 @@
 
 Layout of format version 1::
 
-    header                      JSON text
-    transform/semilocal_mean    arrays of float64
-    transform/semilocal_scale
-    transform/regression
-    transform/whitening
-    model/quadratic_form
-    model/anchor
-    posterior/...               optional: arrays for error bars
+    header          JSON text
+    transform/...   arrays of float64, as ``schema`` names them
+    model/...
+    posterior/...   optional: arrays for error bars
 
 The header holds ``format`` and ``format_version``, ``units``, ``functional`` (the specification
 of features, transform and model), ``provenance`` (how it was trained and how well it does), and
@@ -29,21 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import jax
 import numpy as np
 
-from cider.exchange import Descriptors, LearnedExchange
-from cider.features import gaussian_ladder
-from cider.features.nldf import Nldf, NldfExponent
-from cider.gaussian_process import QuadraticGaussianProcess
-from cider.input_transform import InputTransform, quadratic_monomials
+from cider.exchange import LearnedExchange
+from cider.schema import Arrays, Header, arrays_of, build, specification_of
 
 FORMAT = "cider-functional"
 FORMAT_VERSION = 1
 UNITS = "Hartree atomic units"
-
-Header = dict[str, Any]
-Arrays = dict[str, np.ndarray]
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _POSTERIOR = "posterior/"
@@ -75,7 +64,7 @@ def save_functional(
         ValueError: The provenance is not plain JSON, or an array is not finite.
         OSError: The file cannot be written.
     """
-    arrays = _arrays_of(exchange)
+    arrays = arrays_of(exchange)
     for name, values in (posterior or {}).items():
         if not name.isidentifier():
             raise ValueError(f"{name!r} cannot name a posterior array: use letters, digits and _")
@@ -87,7 +76,7 @@ def save_functional(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "units": UNITS,
-        "functional": _specification(exchange),
+        "functional": specification_of(exchange),
         "provenance": dict(provenance),
     }
     try:
@@ -132,67 +121,19 @@ def load_posterior(path: str | os.PathLike[str]) -> Arrays:
     }
 
 
-# The schema: what is written of each class, and how it is built again.
-
-
-def _specification(exchange: LearnedExchange) -> Header:
-    descriptors = exchange.descriptors
-    return {
-        "kind": "learned exchange",
-        "name": exchange.name,
-        "baseline": exchange.baseline,
-        "descriptors": {
-            "level": descriptors.level,
-            "nldf": None if descriptors.nldf is None else _nldf_specification(descriptors.nldf),
-        },
-        "transform": {"squash_radius": InputTransform.SQUASH_RADIUS},
-        "model": {"kind": "quadratic Gaussian process", "degree": exchange.model.degree},
-    }
-
-
-def _nldf_specification(nldf: Nldf) -> Header:
-    # Floor, ceiling and ladder are constants of the code; the file keeps those it was trained
-    # with, so that other ones are noticed instead of giving other energies.
-    return {
-        "version": "j",
-        "source_exponent": _exponent_specification(nldf.source_exponent),
-        "exponents": [_exponent_specification(exponent) for exponent in nldf.exponents],
-        "floor": NldfExponent.FLOOR,
-        "ceiling": NldfExponent.CEILING,
-        "ladder_ratio": gaussian_ladder.RATIO,
-        "ladder_origin": gaussian_ladder.ORIGIN,
-    }
-
-
-def _exponent_specification(exponent: NldfExponent) -> Header:
-    return {"A": float(exponent.A), "B": float(exponent.B), "C": float(exponent.C)}
-
-
-def _arrays_of(exchange: LearnedExchange) -> Arrays:
-    transform, model = exchange.transform, exchange.model
-    arrays = {
-        "transform/semilocal_mean": transform.semilocal_mean,
-        "transform/semilocal_scale": transform.semilocal_scale,
-        "transform/regression": transform.regression,
-        "transform/whitening": transform.whitening,
-        "model/quadratic_form": model.quadratic_form,
-        "model/anchor": model.anchor,
-    }
-    return {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items()}
-
-
 def _build(path: Path, specification: Header, arrays: Arrays) -> LearnedExchange:
     try:
-        exchange = _build_unchecked(specification, arrays)
+        own = {name: a for name, a in arrays.items() if not name.startswith(_POSTERIOR)}
+        exchange = build(specification, own)
     except (KeyError, TypeError, AttributeError) as error:
         raise FunctionalFileError(
             f"{path}: the specification of the functional is incomplete or of another kind "
             f"({error!r}); this version of cider reads learned exchange with a quadratic Gaussian "
-            "process"
+            "process or an additive spline"
         ) from None
     except ValueError as error:
         raise FunctionalFileError(f"{path}: {error}") from None
-    rebuilt = _specification(exchange)
+    rebuilt = specification_of(exchange)
     if rebuilt != specification:
         difference = "; ".join(_differences(specification, rebuilt))
         raise FunctionalFileError(
@@ -200,61 +141,6 @@ def _build(path: Path, specification: Header, arrays: Arrays) -> LearnedExchange
             "use the version it was trained with, or train it again"
         )
     return exchange
-
-
-def _build_unchecked(specification: Header, arrays: Arrays) -> LearnedExchange:
-    given = specification["descriptors"]["nldf"]
-    nldf = None
-    if given is not None:
-        nldf = Nldf(
-            NldfExponent(**given["source_exponent"]),
-            tuple(NldfExponent(**constants) for constants in given["exponents"]),
-        )
-    descriptors = Descriptors(specification["descriptors"]["level"], nldf)
-    name, degree = specification["name"], specification["model"]["degree"]
-    if not isinstance(name, str) or not isinstance(degree, int) or degree < 1:
-        raise TypeError(f"name {name!r}, degree {degree!r}")
-    _check_shapes(descriptors, degree, arrays)
-    return LearnedExchange(
-        name=name,
-        baseline=specification["baseline"],
-        descriptors=descriptors,
-        transform=InputTransform(
-            semilocal_mean=arrays["transform/semilocal_mean"],
-            semilocal_scale=arrays["transform/semilocal_scale"],
-            regression=arrays["transform/regression"],
-            whitening=arrays["transform/whitening"],
-        ),
-        model=QuadraticGaussianProcess(
-            quadratic_form=arrays["model/quadratic_form"],
-            anchor=arrays["model/anchor"],
-            degree=degree,
-        ),
-    )
-
-
-def _check_shapes(descriptors: Descriptors, degree: int, arrays: Arrays) -> None:
-    semilocal, nonlocal_ = (len(values) for values in descriptors.ueg)
-    monomials = jax.eval_shape(quadratic_monomials, np.zeros((semilocal, 1))).shape[0]
-    basis = 1 + (semilocal + nonlocal_) * degree
-    expected = {
-        "transform/semilocal_mean": (semilocal,),
-        "transform/semilocal_scale": (semilocal,),
-        "transform/regression": (monomials, nonlocal_),
-        "transform/whitening": (nonlocal_, nonlocal_),
-        "model/quadratic_form": (basis, basis),
-        "model/anchor": (semilocal + nonlocal_,),
-    }
-    found = {name for name in arrays if not name.startswith(_POSTERIOR)}
-    if found != expected.keys():
-        raise ValueError(
-            f"arrays that do not fit the functional: {sorted(found ^ expected.keys())}"
-        )
-    for name, shape in expected.items():
-        if arrays[name].shape != shape:
-            raise ValueError(
-                f"{name} has shape {arrays[name].shape}, but its descriptors need {shape}"
-            )
 
 
 def _differences(stored: Any, built: Any, where: str = "") -> list[str]:
@@ -375,7 +261,7 @@ def _write_atomically(path: Path, header: Header, arrays: Arrays) -> None:
         with h5py.File(temporary, "w") as file:
             file["header"] = np.bytes_(_json(header, indent=1))
             for name, values in arrays.items():
-                file[name] = np.ascontiguousarray(values, dtype="<f8")
+                file[name] = np.asarray(values, dtype="<f8", order="C")
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)

@@ -56,6 +56,48 @@ class InputTransform(eqx.Module):
         return squash(inputs, self.SQUASH_RADIUS)
 
 
+class FractionTransform(eqx.Module):
+    r"""Inputs that are fractions of one descriptor each, in the order of the descriptors.
+
+    .. math:: x = c + s\, \frac{\kappa q^k}{1 + \kappa q^k}
+
+    with q one of p, alpha and :math:`G/G_0`. Descriptors come bounded, as
+    :math:`u = (q - q_0)/(q + q_0)`, in which the fraction is
+
+    .. math:: \frac{r (1 + u)^k}{(1 - u)^k + r (1 + u)^k}, \qquad r = \kappa q_0^k
+
+    so that it stays exact where q grows without bound.
+    Ref: Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024).
+    """
+
+    powers: tuple[int, ...] = eqx.field(static=True)
+    ratios: Float[np.ndarray, " input"]
+    scales: Float[np.ndarray, " input"]
+    offsets: Float[np.ndarray, " input"]
+
+    def __check_init__(self) -> None:
+        if not (len(self.powers) == len(self.ratios) == len(self.scales) == len(self.offsets)):
+            raise ValueError("powers, ratios, scales and offsets must be as many as the inputs")
+        if not (np.all(np.isin(self.powers, (1, 2))) and np.all(np.asarray(self.ratios) > 0)):
+            raise ValueError(
+                f"fractions need powers 1 or 2 and positive ratios: got {self.powers}, "
+                f"{self.ratios}"
+            )
+
+    def __call__(
+        self,
+        semilocal: Float[Array, "semilocal grid"],
+        nonlocal_: Float[Array, "nonlocal grid"],
+    ) -> Float[Array, "input grid"]:
+        """Inputs of the model, semilocal ones first."""
+        inputs = []
+        for i, u in enumerate([*semilocal, *nonlocal_]):
+            grown = self.ratios[i] * (1 + u) ** self.powers[i]
+            fraction = grown / ((1 - u) ** self.powers[i] + grown)
+            inputs.append(self.offsets[i] + self.scales[i] * fraction)
+        return jnp.stack(inputs)
+
+
 def quadratic_monomials(u: Float[Array, "semilocal grid"]) -> Float[Array, "monomial grid"]:
     """One, the descriptors, and their products of order two."""
     rows = [jnp.ones_like(u[0]), *u]

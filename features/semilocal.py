@@ -8,6 +8,9 @@ from jaxtyping import Array, Float
 
 from cider.conventions import REDUCED_GRADIENT_PREFACTOR, THOMAS_FERMI_PREFACTOR
 
+GRADIENT_SCALE = 0.25
+"""The bounded gradient is zero where p is one over this."""
+
 _LEAST_ALPHA = -0.5
 """Orbitals have alpha >= 0; less comes from a broken density matrix, and -1 would be a pole."""
 
@@ -48,7 +51,7 @@ def isoorbital_indicator(
 
 
 def bounded_gradient(
-    rho: Float[Array, "*shape"], sigma: Float[Array, "*shape"], scale: float = 0.25
+    rho: Float[Array, "*shape"], sigma: Float[Array, "*shape"], scale: float = GRADIENT_SCALE
 ) -> Float[Array, "*shape"]:
     """Reduced gradient mapped to [-1, 1): ``(scale p - 1) / (scale p + 1)``."""
     p = scale * reduced_gradient_squared(rho, sigma)

@@ -10,7 +10,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from toy_functionals import toy_exchange, toy_nldf
+from toy_functionals import toy_exchange, toy_nldf, toy_spline_exchange
 
 from cider import files
 from cider.features.nldf import NldfExponent
@@ -27,6 +27,7 @@ KINDS = {
     "gga": lambda: toy_exchange("GGA"),
     "mgga": lambda: toy_exchange("MGGA"),
     "nldf": lambda: toy_exchange("MGGA", toy_nldf()),
+    "spline": lambda: toy_spline_exchange("MGGA", toy_nldf()),
 }
 
 
@@ -234,6 +235,27 @@ def test_other_specification(change, path: Path) -> None:
     _rewrite(path, lambda header: change(header["functional"]))
     with pytest.raises(FunctionalFileError):
         load_functional(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda functional: functional["transform"].update(powers=[1, 2]),
+        lambda functional: functional["transform"].update(powers=[1, 3, 1, 1, 1]),
+        lambda functional: functional["model"]["knots"].pop(),
+        lambda functional: functional["model"]["knots"][0].update(count=4),
+        lambda functional: functional["model"]["knots"][0].update(count=5.0),
+        lambda functional: functional["model"]["knots"][0].update(low=2.0),
+        lambda functional: functional["model"]["terms"].pop(),
+        lambda functional: functional["model"]["terms"].append([5]),
+        lambda functional: functional["model"]["terms"].__setitem__(0, [0.0]),
+    ],
+)
+def test_other_specification_of_a_spline(change, tmp_path: Path) -> None:
+    save_functional(tmp_path / "f.h5", toy_spline_exchange("MGGA", toy_nldf()), {})
+    _rewrite(tmp_path / "f.h5", lambda header: change(header["functional"]))
+    with pytest.raises(FunctionalFileError):
+        load_functional(tmp_path / "f.h5")
 
 
 def test_nothing_outside_the_file_is_read(path: Path, tmp_path: Path) -> None:

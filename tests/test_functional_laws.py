@@ -15,7 +15,7 @@ import pytest
 from molecules import molecule_density
 from pyscf import dft, gto
 from scipy.linalg import block_diag
-from toy_functionals import toy_exchange, toy_nldf
+from toy_functionals import toy_exchange, toy_nldf, toy_spline_exchange
 
 from cider import CiderFunctional
 from cider.density import Density
@@ -31,6 +31,7 @@ TOYS = {
     "toy gga": lambda: toy_exchange("GGA"),
     "toy mgga": lambda: toy_exchange("MGGA"),
     "toy nldf": lambda: toy_exchange("MGGA", toy_nldf()),
+    "toy spline": lambda: toy_spline_exchange("MGGA", toy_nldf()),
 }
 EVERY = pytest.mark.parametrize("name", [*TOYS, *SHIPPED])
 

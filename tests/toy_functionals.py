@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cider.additive_spline import AdditiveSpline, UniformKnots
 from cider.exchange import Descriptors, LearnedExchange
 from cider.features.nldf import Nldf, NldfExponent
 from cider.gaussian_process import QuadraticGaussianProcess
-from cider.input_transform import InputTransform
+from cider.input_transform import FractionTransform, InputTransform
 
 
 def toy_nldf() -> Nldf:
@@ -36,3 +37,26 @@ def toy_exchange(
         anchor = np.asarray(transform(*map(jnp.asarray, descriptors.ueg)))[:, 0]
     model = QuadraticGaussianProcess(half + half.T, anchor, degree)
     return LearnedExchange(name, "GGA_X_PBE", descriptors, transform, model)
+
+
+def toy_spline_exchange(level: str = "MGGA", nldf: Nldf | None = None) -> LearnedExchange:
+    """The same with an additive spline, which is shifted to vanish in the uniform gas."""
+    descriptors = Descriptors(level, nldf)
+    semilocal, nonlocal_ = (len(values) for values in descriptors.ueg)
+    inputs = semilocal + nonlocal_
+    random = np.random.default_rng(7)
+    transform = FractionTransform(
+        powers=(1, 2)[:semilocal] + (1,) * nonlocal_,
+        ratios=random.uniform(0.5, 2, size=inputs),
+        scales=np.where(np.arange(inputs) == 1, -1.0, 1.0),
+        offsets=np.zeros(inputs),
+    )
+    knots = tuple(UniformKnots(-1.0, 1.0, 5 + i) for i in range(inputs))
+    terms = ((0,), *((0, i) for i in range(1, inputs)), *((0, 1, i) for i in range(2, inputs)))
+    coefficients = tuple(
+        1e-3 * random.normal(size=[knots[i].num_splines for i in term]) for term in terms
+    )
+    parts = ("toy spline", "GGA_X_CHACHIYO", descriptors, transform)
+    model = AdditiveSpline(knots, terms, coefficients, np.array(0.0))
+    shift = LearnedExchange(*parts, model).uniform_gas_correction()
+    return LearnedExchange(*parts, AdditiveSpline(knots, terms, coefficients, np.array(-shift)))

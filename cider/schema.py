@@ -1,0 +1,239 @@
+"""What a functional file says of each class, and how the class is built again.
+
+Arrays of float64, by kind of transform and of model::
+
+    transform/semilocal_mean    InputTransform
+    transform/semilocal_scale
+    transform/regression
+    transform/whitening
+
+    transform/ratios            FractionTransform
+    transform/scales
+    transform/offsets
+
+    model/quadratic_form        QuadraticGaussianProcess
+    model/anchor
+
+    model/constant              AdditiveSpline
+    model/coefficients_0        one array for each term
+    ...
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from cider.additive_spline import AdditiveSpline, UniformKnots, spline_shapes
+from cider.exchange import Descriptors, LearnedExchange
+from cider.features import gaussian_ladder
+from cider.features.nldf import Nldf, NldfExponent
+from cider.gaussian_process import QuadraticGaussianProcess
+from cider.input_transform import FractionTransform, InputTransform, quadratic_monomials
+
+Header = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
+
+
+def specification_of(exchange: LearnedExchange) -> Header:
+    """All of a functional but its arrays, as JSON has it."""
+    descriptors = exchange.descriptors
+    return {
+        "kind": "learned exchange",
+        "name": exchange.name,
+        "baseline": exchange.baseline,
+        "descriptors": {
+            "level": descriptors.level,
+            "nldf": None if descriptors.nldf is None else _nldf_specification(descriptors.nldf),
+        },
+        "transform": _transform_specification(exchange.transform),
+        "model": _model_specification(exchange.model),
+    }
+
+
+def arrays_of(exchange: LearnedExchange) -> Arrays:
+    """The arrays of a functional by their names in a file."""
+    transform, model = exchange.transform, exchange.model
+    arrays: dict[str, np.ndarray]
+    if isinstance(transform, FractionTransform):
+        arrays = {
+            "transform/ratios": transform.ratios,
+            "transform/scales": transform.scales,
+            "transform/offsets": transform.offsets,
+        }
+    else:
+        arrays = {
+            "transform/semilocal_mean": transform.semilocal_mean,
+            "transform/semilocal_scale": transform.semilocal_scale,
+            "transform/regression": transform.regression,
+            "transform/whitening": transform.whitening,
+        }
+    if isinstance(model, AdditiveSpline):
+        arrays["model/constant"] = model.constant
+        arrays |= {f"model/coefficients_{t}": c for t, c in enumerate(model.coefficients)}
+    else:
+        arrays |= {"model/quadratic_form": model.quadratic_form, "model/anchor": model.anchor}
+    return {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items()}
+
+
+def build(specification: Header, arrays: Arrays) -> LearnedExchange:
+    """The functional of a specification and its arrays.
+
+    Raises:
+        ValueError: Values or shapes that do not fit one another.
+        KeyError, TypeError, AttributeError: The specification is incomplete or of another kind.
+    """
+    given = specification["descriptors"]["nldf"]
+    nldf = None
+    if given is not None:
+        nldf = Nldf(
+            NldfExponent(**given["source_exponent"]),
+            tuple(NldfExponent(**constants) for constants in given["exponents"]),
+        )
+    descriptors = Descriptors(specification["descriptors"]["level"], nldf)
+    name = specification["name"]
+    if not isinstance(name, str):
+        raise TypeError(f"name {name!r}")
+    transform, model = specification["transform"], specification["model"]
+    shapes = _transform_shapes(transform, descriptors) | _model_shapes(model, descriptors)
+    _check_shapes(shapes, arrays)
+    return LearnedExchange(
+        name=name,
+        baseline=specification["baseline"],
+        descriptors=descriptors,
+        transform=_build_transform(transform, arrays),
+        model=_build_model(model, arrays),
+    )
+
+
+# Descriptors.
+
+
+def _nldf_specification(nldf: Nldf) -> Header:
+    # Floor, ceiling and ladder are constants of the code; the file keeps those it was trained
+    # with, so that other ones are noticed instead of giving other energies.
+    return {
+        "version": "j",
+        "source_exponent": _exponent_specification(nldf.source_exponent),
+        "exponents": [_exponent_specification(exponent) for exponent in nldf.exponents],
+        "floor": NldfExponent.FLOOR,
+        "ceiling": NldfExponent.CEILING,
+        "ladder_ratio": gaussian_ladder.RATIO,
+        "ladder_origin": gaussian_ladder.ORIGIN,
+    }
+
+
+def _exponent_specification(exponent: NldfExponent) -> Header:
+    return {"A": float(exponent.A), "B": float(exponent.B), "C": float(exponent.C)}
+
+
+# Transforms.
+
+_FRACTIONS = "fractions"
+
+
+def _transform_specification(transform: InputTransform | FractionTransform) -> Header:
+    if isinstance(transform, FractionTransform):
+        return {"kind": _FRACTIONS, "powers": list(transform.powers)}
+    return {"squash_radius": InputTransform.SQUASH_RADIUS}
+
+
+def _transform_shapes(specification: Header, descriptors: Descriptors) -> Shapes:
+    semilocal, nonlocal_ = (len(values) for values in descriptors.ueg)
+    if specification.get("kind") == _FRACTIONS:
+        inputs = (semilocal + nonlocal_,)
+        return {f"transform/{name}": inputs for name in ("ratios", "scales", "offsets")}
+    monomials = jax.eval_shape(quadratic_monomials, np.zeros((semilocal, 1))).shape[0]
+    return {
+        "transform/semilocal_mean": (semilocal,),
+        "transform/semilocal_scale": (semilocal,),
+        "transform/regression": (monomials, nonlocal_),
+        "transform/whitening": (nonlocal_, nonlocal_),
+    }
+
+
+def _build_transform(specification: Header, arrays: Arrays) -> InputTransform | FractionTransform:
+    own = _without_prefix(arrays, "transform/")
+    if specification.get("kind") == _FRACTIONS:
+        return FractionTransform(powers=_integers(specification["powers"]), **own)
+    return InputTransform(**own)
+
+
+# Models.
+
+_SPLINE = "additive spline"
+_GAUSSIAN_PROCESS = "quadratic Gaussian process"
+
+
+def _model_specification(model: QuadraticGaussianProcess | AdditiveSpline) -> Header:
+    if isinstance(model, AdditiveSpline):
+        return {
+            "kind": _SPLINE,
+            "knots": [{"low": k.low, "high": k.high, "count": k.count} for k in model.knots],
+            "terms": [list(inputs) for inputs in model.terms],
+        }
+    return {"kind": _GAUSSIAN_PROCESS, "degree": model.degree}
+
+
+def _model_shapes(specification: Header, descriptors: Descriptors) -> Shapes:
+    inputs = sum(len(values) for values in descriptors.ueg)
+    if specification["kind"] == _SPLINE:
+        knots, terms = _knots_and_terms(specification)
+        if len(knots) != inputs:
+            raise ValueError(f"knots of {len(knots)} inputs, but there are {inputs} descriptors")
+        shapes: Shapes = {"model/constant": ()}
+        for t, shape in enumerate(spline_shapes(knots, terms)):
+            shapes[f"model/coefficients_{t}"] = shape
+        return shapes
+    degree = specification["degree"]
+    if not isinstance(degree, int) or degree < 1:
+        raise TypeError(f"degree {degree!r}")
+    basis = 1 + inputs * degree
+    return {"model/quadratic_form": (basis, basis), "model/anchor": (inputs,)}
+
+
+def _build_model(
+    specification: Header, arrays: Arrays
+) -> QuadraticGaussianProcess | AdditiveSpline:
+    own = _without_prefix(arrays, "model/")
+    if specification["kind"] == _SPLINE:
+        knots, terms = _knots_and_terms(specification)
+        coefficients = tuple(own[f"coefficients_{t}"] for t in range(len(terms)))
+        return AdditiveSpline(knots, terms, coefficients, own["constant"])
+    return QuadraticGaussianProcess(degree=specification["degree"], **own)
+
+
+def _knots_and_terms(
+    specification: Header,
+) -> tuple[tuple[UniformKnots, ...], tuple[tuple[int, ...], ...]]:
+    knots = tuple(
+        UniformKnots(float(k["low"]), float(k["high"]), *_integers([k["count"]]))
+        for k in specification["knots"]
+    )
+    return knots, tuple(_integers(inputs) for inputs in specification["terms"])
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    if not all(type(value) is int for value in values):
+        raise TypeError(f"integers expected: {values!r}")
+    return tuple(values)
+
+
+def _without_prefix(arrays: Arrays, prefix: str) -> Arrays:
+    return {
+        name.removeprefix(prefix): values
+        for name, values in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _check_shapes(expected: Shapes, arrays: Arrays) -> None:
+    if arrays.keys() != expected.keys():
+        surplus = sorted(arrays.keys() ^ expected.keys())
+        raise ValueError(f"arrays that do not fit the functional: {surplus}")
+    for name, shape in expected.items():
+        if arrays[name].shape != shape:
+            raise ValueError(
+                f"{name} has shape {arrays[name].shape}, but its descriptors need {shape}"
+            )
