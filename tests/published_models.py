@@ -1,0 +1,207 @@
+"""Small made-up models in the format of ciderpress, and their formulas in plain NumPy."""
+
+import base64
+import dataclasses
+
+import numpy as np
+from scipy.interpolate import BSpline
+
+BASELINES = {"GGA_X_PBE": "gga_x_pbe", "GGA_X_CHACHIYO": "gga_x_chachiyo"}
+GAMMA_P = 0.243
+SCALE_Z, CENTER_Z, GAMMA_Z = 2.0, 1.0, 0.8
+SCALE_V, CENTER_V, GAMMA_V = 1.5, 0.4, 0.5
+F8 = (
+    "!!python/object/apply:numpy.dtype {args: [f8, false, true], "
+    "state: !!python/tuple [3, <, null, null, null, -1, -1, 0]}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedModel:
+    """Exchange with one spline of each order up to three, as many inputs as it needs."""
+
+    level: str = "GGA"
+    baseline: str = "GGA_X_CHACHIYO"
+    nldf: bool = False
+    seed: int = 5
+
+    theta = (0.5, 0.01, 0.015)
+    exponents = ((0.25, 0.005, 0.0078), (0.5, 0.01, 0.0156))
+    constants = (0.7, 1.1)
+
+    @property
+    def num_semilocal(self) -> int:
+        return 1 if self.level == "GGA" else 2
+
+    @property
+    def grids(self) -> list[tuple[float, float, int]]:
+        grids = [(0, 1, 9), (-1.0, 1.0, 7)][: self.num_semilocal]
+        return grids + [(-0.4, 1.1, 6)] * (2 * self.nldf)
+
+    @property
+    def terms(self) -> list[tuple[int, ...]]:
+        inputs = len(self.grids)
+        terms = [(i,) for i in range(inputs)] + [(0, i) for i in range(1, inputs)]
+        return terms + [(0, i, inputs - 1) for i in range(1, inputs - 1)]
+
+    @property
+    def const(self) -> float:
+        return -0.25
+
+    def coefficients(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        random = np.random.default_rng(self.seed)
+        shapes = [tuple(self.grids[i][2] + 2 for i in term) for term in self.terms]
+        scales = 0.1 * random.uniform(0.5, 1.5, size=len(shapes))
+        return scales, [random.normal(size=shape) for shape in shapes]
+
+    # The file.
+
+    def text(self) -> str:
+        scales, coefficients = self.coefficients()
+        mode = "np" if self.level == "GGA" else "npa"
+        coeff_sets = "".join(f"\n    - {array(c)}" for c in coefficients)
+        ind_sets = "".join(f"\n    - {indices(term)}" for term in self.terms)
+        spline_grids = "".join(
+            f"\n    - !!python/tuple [{', '.join(f'*grid{i}' for i in term)}]"
+            if len(term) > 1
+            else f"\n    - !!python/tuple [&grid{term[0]} {sequence(self.grids[term[0]])}]"
+            for term in self.terms
+        )
+        normalizers = ["null"] * (1 + self.num_semilocal)
+        nldf = EMPTY
+        if self.nldf:
+            normalizers += [f"{normalizer} {{const: {scalar(c)}}}" for c in self.constants]
+            normalizers = [n.replace("\n", " ") for n in normalizers]
+            own_level = "_sl_level: GGA, " if self.level == "GGA" else ""
+            nldf = (
+                f"!!python/object:ciderpress.dft.settings.NLDFSettingsVJ {{{own_level}"
+                f"feat_params: {[list(a) for a in self.exponents]}, feat_specs: [se, se], "
+                "l0_feat_specs: [], l1_feat_dots: [], l1_feat_specs: [], rho_mult: one, "
+                f"theta_params: {list(self.theta)}}}"
+            )
+        return f"""\
+!!python/object:ciderpress.dft.xc_evaluator.MappedXC
+kernels:
+- !!python/object:ciderpress.dft.xc_evaluator.MappedDFTKernel
+  _add_basefunc: !!python/name:ciderpress.dft.baselines.{BASELINES[self.baseline]} ''
+  _mul_basefunc: !!python/name:ciderpress.dft.baselines.lda_x ''
+  feature_list: !!python/object:ciderpress.dft.transform_data.FeatureList
+    feat_list:{"".join(f"{chr(10)}    - {m}" for m in self.maps())}
+  fevals:
+  - !!python/object:ciderpress.dft.xc_evaluator.SplineSetEvaluator
+    coeff_sets:{coeff_sets}
+    const: {self.const}
+    ind_sets:{ind_sets}
+    nterms: {len(self.terms)}
+    scale: {array(scales)}
+    spline_grids:{spline_grids}
+  mode: SEP
+libxc_baseline: null
+settings: !!python/object:ciderpress.dft.settings.FeatureSettings
+  hyb_settings: {EMPTY}
+  nldf_settings: {nldf}
+  nlof_settings: {EMPTY}
+  normalizers: !!python/object:ciderpress.dft.feat_normalizer.FeatNormalizerList
+    _normalizers: [{", ".join(normalizers)}]
+    cutoff: 1.0e-10
+    slmode: {mode}
+  sdmx_settings: {EMPTY}
+  sl_settings: !!python/object:ciderpress.dft.settings.SemilocalSettings
+    level: {self.level}
+    mode: {mode}
+"""
+
+    def maps(self) -> list[str]:
+        prefix = "!!python/object:ciderpress.dft.transform_data."
+        maps = [f"{prefix}UMap {{_bounds: !!python/tuple [0, 1], gamma: {GAMMA_P}, i: 1}}"]
+        if self.level == "MGGA":
+            maps.append(
+                f"{prefix}ZMap {{center: {CENTER_Z}, gamma: {GAMMA_Z}, i: 2, n: 1, "
+                f"scale: {SCALE_Z}}}"
+            )
+        first = 1 + self.num_semilocal
+        for i in range(first, first + 2 * self.nldf):
+            maps.append(
+                f"{prefix}VMap {{_bounds: !!python/tuple [-0.5, 0.5], center: {CENTER_V}, "
+                f"gamma: {GAMMA_V}, i: {i}, scale: {SCALE_V}}}"
+            )
+        return maps
+
+    # Its formulas.
+
+    def inputs(self, p: np.ndarray, alpha: np.ndarray, features: np.ndarray) -> np.ndarray:
+        rows = [GAMMA_P * p / (1 + GAMMA_P * p)]
+        if self.level == "MGGA":
+            rows.append(SCALE_Z / (1 + GAMMA_Z * alpha**2) - CENTER_Z)
+        if self.nldf:
+            scaled = GAMMA_V * np.array(self.constants)[:, None] * features
+            rows += list(SCALE_V * scaled / (1 + scaled) - CENTER_V)
+        return np.array(rows)
+
+    def correction(self, p: np.ndarray, alpha: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """The learned part g of the enhancement factor, from direct sums of B-splines."""
+        x = self.inputs(p, alpha, features)
+        total = np.full(p.shape, self.const)
+        for scale, c, term in zip(*self.coefficients(), self.terms, strict=True):
+            bases = [b_splines(x[i], *self.grids[i]) for i in term]
+            axes = "abc"[: len(term)]
+            total += scale * np.einsum(f"{axes},{','.join('g' + a for a in axes)}->g", c, *bases)
+        return total
+
+    def a(self, number: int, rho: np.ndarray, sigma: np.ndarray, tau: np.ndarray) -> np.ndarray:
+        """The exponent of a feature (-1: of the source), in the form of the published code."""
+        a0, by_gradient, by_tau = (self.theta, *self.exponents)[number + 1]
+        fermi = 0.3 * (3 * np.pi**2) ** (2 / 3)
+        factor = 1.2 * (6 * np.pi**2) ** (2 / 3) / np.pi * np.pi / 2 ** (2 / 3)
+        a = np.pi / 2 ** (2 / 3) * a0 * rho ** (2 / 3)
+        a += factor * by_gradient * 0.125 / fermi * sigma / rho**2
+        if self.level == "MGGA":
+            a += factor * by_tau * (tau / rho / fermi - rho ** (2 / 3))
+        return a
+
+
+EMPTY = "!!python/object:ciderpress.dft.settings.EmptySettings {}"
+normalizer = "!!python/object:ciderpress.dft.feat_normalizer.ConstantNormalizer"
+
+
+def b_splines(x: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
+    """All cubic B-splines of uniform knots at points between them."""
+    step = (high - low) / (count - 1)
+    knots = low + step * np.arange(-3, count + 3)
+    return BSpline.design_matrix(x, knots, 3, extrapolate=True).toarray()
+
+
+def array(values: np.ndarray, fortran: bool = False) -> str:
+    code = {"float64": F8, "int64": F8.replace("f8", "i8")}[str(values.dtype)]
+    content = base64.b64encode(values.tobytes("F" if fortran else "C")).decode()
+    return (
+        "!!python/object/apply:numpy.core.multiarray._reconstruct {args: "
+        "[!!python/name:numpy.ndarray '', !!python/tuple [0], !!binary Yg==], state: "
+        f"!!python/tuple [1, {sequence(values.shape)}, {code}, {str(fortran).lower()}, "
+        f'!!binary "{content}"]}}'
+    )
+
+
+def scalar(value: float | int) -> str:
+    code = F8 if isinstance(value, float) else F8.replace("f8", "i8")
+    content = base64.b64encode(np.array(value).tobytes()).decode()
+    return f'!!python/object/apply:numpy.core.multiarray.scalar [{code}, !!binary "{content}"]'
+
+
+def indices(term: tuple[int, ...]) -> str:
+    """One index as a NumPy scalar, as some files have it."""
+    if len(term) == 1:
+        return f"!!python/tuple [{scalar(term[0])}]"
+    return sequence(term)
+
+
+def sequence(values: tuple[float, ...]) -> str:
+    return f"!!python/tuple [{', '.join(map(str, values))}]"
+
+
+MODELS = {
+    "sl gga": PublishedModel(),
+    "sl mgga": PublishedModel("MGGA", "GGA_X_PBE"),
+    "nl gga": PublishedModel(nldf=True),
+    "nl mgga": PublishedModel("MGGA", nldf=True),
+}
