@@ -1,4 +1,4 @@
-"""The ``cider`` command: run a molecule, show and list functionals."""
+"""The ``cider`` command: run a molecule; show, list and convert functionals."""
 
 import argparse
 import sys
@@ -63,6 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="features, constraints, training and errors of one")
     info.add_argument("functional", help="name (see cider list) or path")
     info.set_defaults(command=_info)
+
+    convert = commands.add_parser(
+        "convert",
+        help="a published CIDER model as a functional file",
+        description="Write a model file of the package ciderpress as a functional file. The model "
+        "is read as data: nothing in it is run.",
+    )
+    convert.add_argument("model", help="YAML file of ciderpress, such as CIDER23X_NL_MGGA.yaml")
+    convert.add_argument("out", help="functional file to write, such as nl-mgga.h5")
+    convert.set_defaults(command=_convert)
 
     listing = commands.add_parser("list", help="the registered functionals")
     listing.set_defaults(command=_list)
@@ -156,6 +166,14 @@ def _info(options: argparse.Namespace) -> int:
     for title, entries in describe(options.functional).items():
         console.print(Text(title, style="bold"))
         console.print(_entries(entries) if isinstance(entries, Mapping) else _rows(entries))
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from cider.ciderpress_model import convert_ciderpress
+
+    convert_ciderpress(options.model, options.out)
+    print(f"{options.out}: run it with cider run --functional {options.out} --correlation ...")
     return 0
 
 

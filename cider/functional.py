@@ -5,6 +5,7 @@ import os
 import equinox as eqx
 from jaxtyping import Float
 
+from cider.ciderpress_model import load_ciderpress
 from cider.conventions import AnyArray
 from cider.density import Density
 from cider.evaluation import energy, energy_and_potential
@@ -81,6 +82,24 @@ class CiderFunctional(eqx.Module):
         self.x_mix = float(x_mix)
         self.semilocal = semilocal
         self.correlation = correlation
+
+    @classmethod
+    def from_ciderpress(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        x_mix: float | None = None,
+        semilocal: str | None = None,
+        correlation: str | None = None,
+    ) -> "CiderFunctional":
+        """A published CIDER functional, from a model file of the package ciderpress.
+
+        The file is read as data: nothing in it is run, and ciderpress need not be installed.
+        Raises ``CiderpressFileError`` for files that cannot be read or are refused, and
+        ``NotImplementedError``, naming what is missing, for models that need other features.
+        """
+        exchange = load_ciderpress(path)
+        return cls(exchange, x_mix=x_mix, semilocal=semilocal, correlation=correlation)
 
     @property
     def libxc_terms(self) -> tuple[tuple[float, str], ...]:
