@@ -117,8 +117,8 @@ def _descriptors(settings: Record) -> tuple[Descriptors, list[float]]:
     if any(n is not None for n in normalizers[:num_semilocal]):
         raise NotImplementedError(f"{settings.where}: semilocal features are normalised")
     for kind in ("nlof_settings", "sdmx_settings", "hyb_settings"):
-        # Settings of a kind that older files do not know are absent.
-        _ = settings.fields.get(kind) is None or _part(settings, kind, "EmptySettings")
+        if settings.fields.get(kind) is not None:  # older files do not know all kinds
+            _part(settings, kind, "EmptySettings")
     nldf_settings = settings.get("nldf_settings", Record)
     nldf = None if nldf_settings.name == "EmptySettings" else _nldf(nldf_settings)
     values = [] if nldf is None else list(nldf.ueg)
@@ -133,9 +133,12 @@ def _descriptors(settings: Record) -> tuple[Descriptors, list[float]]:
 def _nldf(settings: Record) -> Nldf:
     if settings.name != "NLDFSettingsVJ":
         raise CiderpressFileError(f"{settings.where}: {settings.name} holds no NLDF features")
-    others = [settings.fields.get(f"l{i}") for i in ("0_feat_specs", "1_feat_specs", "1_feat_dots")]
     specs = settings.get("feat_specs", list)
-    if settings.get("rho_mult", str) != "one" or any(others) or any(s != "se" for s in specs):
+    has_version_i = any(
+        settings.fields.get(kind) for kind in ("l0_feat_specs", "l1_feat_specs", "l1_feat_dots")
+    )
+    is_plain = settings.get("rho_mult", str) == "one" and all(spec == "se" for spec in specs)
+    if has_version_i or not is_plain:
         raise NotImplementedError(
             f"{settings.where}: NLDF features of other kernels than squared exponentials"
         )
@@ -159,10 +162,16 @@ def _exponent(given: Any, level: Any, where: str) -> NldfExponent:
 
     Those of level GGA have no last term.
     """
+    least = {"GGA": 2, "MGGA": 3}.get(level) if isinstance(level, str) else None
     numbers = given if isinstance(given, list) else []
-    plain = all(type(number) in (int, float) for number in numbers)
-    if not plain or level not in ("GGA", "MGGA") or not 3 - (level == "GGA") <= len(numbers) <= 3:
-        raise CiderpressFileError(f"{where}: {given!r} are no parameters of an exponent")
+    if (
+        least is None
+        or not least <= len(numbers) <= 3
+        or any(type(number) not in (int, float) for number in numbers)
+    ):
+        raise CiderpressFileError(
+            f"{where}: {given!r} are no parameters of an exponent at level {level!r}"
+        )
     by_tau = numbers[2] if level == "MGGA" else 0.0
     return NldfExponent(
         float(numbers[0]), _EXPONENT_FACTOR * numbers[1], float(_EXPONENT_FACTOR * by_tau)
