@@ -27,12 +27,12 @@ def pbe(rho: Float[Array, " grid"], sigma: Float[Array, " grid"]) -> Float[Array
 
 
 def chachiyo(rho: Float[Array, " grid"], sigma: Float[Array, " grid"]) -> Float[Array, " grid"]:
-    r"""Chachiyo exchange, exact for slowly varying and for nearly free density tails.
+    r"""Chachiyo exchange, :math:`1 + 8p/27` at small gradients.
 
     .. math:: F = \frac{3 x^2 + \pi^2 \ln(1 + x)}{(3 x + \pi^2) \ln(1 + x)}, \qquad
               x = \frac{4\pi}{9} s
 
-    Ref: Chachiyo, Chachiyo, Molecules 25, 3485 (2020), Eq. 15.
+    Ref: Chachiyo, Chachiyo, Molecules 25, 3485 (2020).
     """
     p = reduced_gradient_squared(rho, sigma)
     # Keeps the root differentiable at p = 0: what follows multiplies it by p.
