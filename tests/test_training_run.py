@@ -22,6 +22,7 @@ files = [
   { path = "H2.xyz" },
   { path = "stretched.xyz", role = "test" },
   { path = "squeezed.xyz", role = "tuning" },
+  { path = "ion.xyz", charge = 1, spin = 1 },
 ]
 
 [reference]
@@ -50,6 +51,7 @@ def recipe(tmp_path_factory) -> Path:
         (folder / f"{symbol}.xyz").write_text(f"1\n\n{symbol} 0 0 0\n")
     for name, length in {"H2": 0.74, "stretched": 0.9, "squeezed": 0.65}.items():
         (folder / f"{name}.xyz").write_text(f"2\n\nH 0 0 0\nH 0 0 {length}\n")
+    (folder / "ion.xyz").write_text("1\n\nHe 0 0 0\n")
     path = folder / "recipe.toml"
     path.write_text(RECIPE)
     return path
@@ -66,7 +68,8 @@ def test_functional_and_report(output):
     path = output / "x-tiny.h5"
     assert isinstance(load_functional(path), LearnedExchange)
     header = read_header(path)["provenance"]
-    assert header["densities"] == {"PBE": 5, "HF": 5}
+    assert header["densities"] == {"PBE": 6, "HF": 5}  # ions have the first alone
+    assert "HF/ion" not in (output / "report" / "report.md").read_text()
     assert {row["part"] for row in header["errors"]} == {"held-out"}
     assert {"recipe", "recipe_hash", "data_hash", "versions"} <= header.keys()
     assert {"covariance_factor", "noise", "calibration"} == load_posterior(path).keys()

@@ -124,7 +124,9 @@ def _train_on(
     observations, skipped = build_observations(
         energies, systems, recipe.densities, recipe.reactions
     )
-    failures = {**{s.name: s.reason for s in skipped}, **failures}
+    every = {system_key(d, s.name) for d in recipe.densities for s in systems}
+    unplanned = every - {job.label for job in recipe.jobs()}
+    failures = {**{s.name: s.reason for s in skipped if s.name not in unplanned}, **failures}
     training = [o for o in observations if o.role == "training"]
     if choice.total_energies:
         training += _total_energies(energies, systems, recipe.densities)
