@@ -102,9 +102,9 @@ class _Species(eqx.Module):
         self, charges: Float[np.ndarray, "point source"]
     ) -> tuple[Float[np.ndarray, "point target"], list[Float[np.ndarray, "_ _ _"]]]:
         """Fields at the atom's own points, and the matrices of the rings."""
-        moments = self.shells.project(charges)
+        moments = self.shells.project(charges, LMAX)
         num_targets = self.onsite[0].mixing.shape[2]
-        own = [np.zeros((*x.shape[:2], num_targets)) for x in moments]
+        own = [np.zeros((*x.shape[:2], num_targets)) for x in moments[: ONSITE_LMAX + 1]]
         for band in self.onsite:
             band.add_to(own, moments)
         if not self.panels:
@@ -121,9 +121,12 @@ class _Species(eqx.Module):
         matrices: Sequence[Float[np.ndarray, "_ _ _"]],
     ) -> Float[np.ndarray, "point source"]:
         """The transpose of ``fields``; no matrices where there are no other atoms."""
-        by_own = self.shells.project(own)
+        by_own = self.shells.project(own, ONSITE_LMAX)
         num_sources = self.onsite[0].mixing.shape[1]
-        moments = [np.zeros((*x.shape[:2], num_sources)) for x in by_own]
+        moments = [
+            np.zeros((len(shells), 2 * l + 1, num_sources))
+            for l, shells in enumerate(self.shells.resolved)
+        ]
         for band in self.onsite_transpose:
             band.add_to(moments, by_own)
         if self.panels:

@@ -102,23 +102,25 @@ class SphericalShells(eqx.Module):
         """Largest angular momentum."""
         return len(self.resolved) - 1
 
-    def project(self, values: Float[np.ndarray, "point c"]) -> Moments:
-        """Sums of values times harmonics on each shell."""
-        moments = np.zeros((self.num_shells, (self.lmax + 1) ** 2, values.shape[1]))
+    def project(self, values: Float[np.ndarray, "point c"], lmax: int) -> Moments:
+        """Sums of values times harmonics, up to ``lmax``, on each shell."""
+        resolved = self.resolved[: lmax + 1]
+        moments = np.zeros((self.num_shells, len(resolved) ** 2, values.shape[1]))
         for group in self.groups:
-            moments[group.shells, : len(group.harmonics)] = group.harmonics @ values[group.points]
-        return [moments[self.resolved[l], l * l : (l + 1) ** 2] for l in range(self.lmax + 1)]
+            harmonics = group.harmonics[: len(resolved) ** 2]
+            moments[group.shells, : len(harmonics)] = harmonics @ values[group.points]
+        return [moments[shells, l * l : (l + 1) ** 2] for l, shells in enumerate(resolved)]
 
     def expand(self, moments: Moments) -> Float[np.ndarray, "point c"]:
         """The transpose of ``project``: sums of harmonics at the atom's points."""
         num_channels = moments[0].shape[2]
-        every = np.zeros((self.num_shells, (self.lmax + 1) ** 2, num_channels))
-        for l, (shells, part) in enumerate(zip(self.resolved, moments, strict=True)):
-            every[shells, l * l : (l + 1) ** 2] = part
+        every = np.zeros((self.num_shells, len(moments) ** 2, num_channels))
+        for l, part in enumerate(moments):
+            every[self.resolved[l], l * l : (l + 1) ** 2] = part
         values = np.empty((self.num_points, num_channels))
         for group in self.groups:
-            own = every[group.shells, : len(group.harmonics)]
-            values[group.points] = group.harmonics.T @ own
+            harmonics = group.harmonics[: len(moments) ** 2]
+            values[group.points] = harmonics.T @ every[group.shells, : len(harmonics)]
         return values
 
 
