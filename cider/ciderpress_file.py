@@ -211,7 +211,8 @@ def _where(path: Any, part: Any) -> str:
     return f"{path}, line {part.start_mark.line + 1}"
 
 
-def _number(loader: Any, node: yaml.Node) -> Any:
+def _plain(loader: Any, node: yaml.Node) -> Any:
+    """Numbers, text and the like, as YAML itself has them."""
     build = yaml.SafeLoader.yaml_constructors[node.tag]
     try:
         return build(loader, node)
@@ -320,7 +321,7 @@ def _from_bytes(where: str, shape: Any, dtype: Any, content: Any) -> np.ndarray:
 
 
 for _tag in _PLAIN:
-    _Loader.add_constructor(_tag, _number)
+    _Loader.add_constructor(_tag, _plain)
 _Loader.add_constructor("tag:yaml.org,2002:seq", _list)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_constructor(_TUPLE, _tuple)

@@ -27,7 +27,7 @@ class NldfExponent(eqx.Module):
 
     It is kept smoothly between ``A * FLOOR`` and ``A * CEILING``, which densities of 1e-4 and 4e5
     bohr^-3 reach. Between them it scales exactly but for what the bounds still change: 1e-6 of
-    the exponent at 0.01 bohr^-3 (4e-4 at 0.001) and, below, at 1e4 bohr^-3.
+    the exponent at 0.01 bohr^-3, 4e-4 at 0.001, 2e-5 at 1e4.
     """
 
     FLOOR = 0.004

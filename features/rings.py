@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cider.features.spherical import real_spherical_harmonics
 
@@ -180,7 +180,7 @@ def _tile_functions(
 
 
 def ring_points(
-    distance: Float[np.ndarray, " grid"], excluded: np.ndarray
+    distance: Float[np.ndarray, " grid"], excluded: Bool[np.ndarray, " grid"]
 ) -> tuple[RingPoints, ...]:
     """All points by their distance (bohr) from an atom, but those ``excluded`` (a mask)."""
     return tuple(_ring_points(ring, distance, excluded) for ring in RINGS)

@@ -153,7 +153,7 @@ def test_uniform_gas(name):
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 @EVERY
-def test_uniform_scaling(request, name, gamma):
+def test_uniform_scaling(name, gamma):
     r""":math:`E_x[\rho_\gamma] = \gamma E_x[\rho]`, with the grid scaled along.
 
     Exact for semilocal features; nonlocal ones have the ladders' error, and in the tails the
