@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 from pyscf import dft
 from rich.console import Console
 
-from cider.baselines import BASELINES
 from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, float64
 from cider.density import Density
 from cider.exchange import Descriptors, safe_ingredients
@@ -179,7 +178,6 @@ def compute_descriptors(
         for spin in range(density.num_spins)
     ]
     points = {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
-    baselines = {name: float(points.pop(name).sum()) for name in BASELINES}
     kept, dropped = _worth_keeping(points["lda_energy"])
     arrays = {
         name: values[..., kept].astype(np.float64 if name == "lda_energy" else np.float32)
@@ -188,7 +186,6 @@ def compute_descriptors(
     if not all(np.isfinite(values).all() for values in arrays.values()):
         raise ValueError(f"{reference.key} gives descriptors that are not finite")
     facts = {
-        "baselines": baselines,
         "points": int(kept.sum()),
         "dropped_energy": dropped,
         "names": list(descriptors.names),
@@ -301,9 +298,7 @@ def _point_functions(
 ) -> dict[str, Array]:
     semilocal, nonlocal_ = descriptors(rho, sigma, tau, fields)
     lda_energy = weights * LDA_EXCHANGE_PREFACTOR * rho ** (4 / 3)
-    baselines = {name: lda_energy * factor(rho, sigma) for name, factor in BASELINES.items()}
-    points = {"rho": rho, "lda_energy": lda_energy, "semilocal": semilocal, "nonlocal_": nonlocal_}
-    return {**points, **baselines}
+    return {"rho": rho, "lda_energy": lda_energy, "semilocal": semilocal, "nonlocal_": nonlocal_}
 
 
 def _in_blocks(function: Callable[..., Any], descriptors: Descriptors, *arrays: Any) -> Any:

@@ -131,7 +131,6 @@ def quadratic_form(
 def build_problem(
     observations: Sequence[Observation],
     integrals: Integrals,
-    baseline: str,
     degree: int,
     groups: tuple[str, ...] = (),
     held: Float[np.ndarray, "row parameter"] | None = None,
@@ -152,7 +151,7 @@ def build_problem(
     rows = _MILLI * (combine @ features)
     if held is not None:
         rows = np.concatenate([rows, held])
-    targets = _MILLI * (exact - combine @ integrals.baselines[baseline])
+    targets = _MILLI * (exact - combine @ integrals.baseline)
     noises = [o.noise for o in observations] + [HELD] * num_held
     names = [f"{o.kind} {o.name}" for o in observations]
     labels = np.array(names + [f"{HELD} {i}" for i in range(num_held)])

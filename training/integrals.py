@@ -9,7 +9,7 @@ with :math:`e_g` the LDA exchange energy of a grid point, t the Chebyshev basis 
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import equinox as eqx
@@ -36,14 +36,14 @@ _BLOCK = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Integrals:
-    """Integrals of many densities (Ha), and the energies of the baselines.
+    """Integrals of many densities and the energies of their baseline (Ha).
 
-    ``keys`` are system keys, ``<density>/<name>``; ``baselines`` go by the baseline's name.
+    ``keys`` are system keys, ``<density>/<name>``.
     """
 
     keys: tuple[str, ...]
     matrices: Float[np.ndarray, "system basis basis"]
-    baselines: Mapping[str, Float[np.ndarray, " system"]]
+    baseline: Float[np.ndarray, " system"]
 
 
 @float64
@@ -84,45 +84,52 @@ def integrate(
     return total - points.lda_energy.sum() * np.outer(at_anchor, at_anchor)
 
 
+@float64
+def baseline_energy(points: PointSet, baseline: str) -> float:
+    """Energy (Ha) of the baseline that the learned part corrects."""
+    factors = _baseline(baseline, jnp.asarray(points.semilocal[0]))
+    return float(points.lda_energy @ np.asarray(factors))
+
+
+@float64
 def integrate_all(
     folder: Path,
     descriptors: DescriptorReader,
     keys: Sequence[str],
     transform: InputTransform,
     anchor: Float[np.ndarray, " input"],
+    baseline: str,
     degree: int,
 ) -> Integrals:
     """The integrals of many descriptor records, kept in a store in ``folder``.
 
-    Each transform and degree has a store of its own; finished records are not computed again.
+    Each transform, baseline and degree has a store of its own; finished records are not computed
+    again.
     """
     digest = hashlib.sha256()
     for array in (*_arrays(transform), anchor):
         digest.update(np.ascontiguousarray(array).tobytes())
     settings = {
         "content": "integrals",
-        "version": 1,
+        "version": 2,
         "descriptors": descriptors.recipe_hash,
         "transform": digest.hexdigest()[:16],
+        "baseline": baseline,
         "degree": degree,
     }
-    store = Store(folder / f"{settings['transform']}-{degree}", settings)
-    matrices, baselines = [], []
+    store = Store(folder / f"{settings['transform']}-{baseline}-{degree}", settings)
+    matrices, energies = [], []
     for key in keys:
         name = f"integrals/{key}"
         if name not in store:
-            record = descriptors.read(f"descriptors/{key}")
-            values = integrate(read_points(record), transform, anchor, degree)
-            facts = {"baselines": record.facts["baselines"]}
-            store.write(Record(name, {"matrix": values}, facts))
+            points = read_points(descriptors.read(f"descriptors/{key}"))
+            matrix = integrate(points, transform, anchor, degree)
+            facts = {"baseline": baseline_energy(points, baseline)}
+            store.write(Record(name, {"matrix": matrix}, facts))
         record = store.read(name)
         matrices.append(record.arrays["matrix"])
-        baselines.append(record.facts["baselines"])
-    return Integrals(
-        tuple(keys),
-        np.array(matrices),
-        {name: np.array([b[name] for b in baselines]) for name in BASELINES},
-    )
+        energies.append(record.facts["baseline"])
+    return Integrals(tuple(keys), np.array(matrices), np.array(energies))
 
 
 @float64
@@ -180,10 +187,13 @@ def _block_enhancement(
     semilocal: Array,
     nonlocal_: Array,
 ) -> Array:
-    p = 4 * (1 + semilocal[0]) / (1 - semilocal[0])  # the inverse of bounded_gradient
-    one = jnp.ones_like(p)
-    base = BASELINES[baseline](one, p / REDUCED_GRADIENT_PREFACTOR)
-    return base + model(transform(semilocal, nonlocal_))
+    return _baseline(baseline, semilocal[0]) + model(transform(semilocal, nonlocal_))
+
+
+def _baseline(name: str, bounded_gradient: Float[Array, " point"]) -> Float[Array, " point"]:
+    """Enhancement factor of a baseline, which depends on the density's gradient alone."""
+    p = 4 * (1 + bounded_gradient) / (1 - bounded_gradient)
+    return BASELINES[name](jnp.ones_like(p), p / REDUCED_GRADIENT_PREFACTOR)
 
 
 def _arrays(transform: InputTransform) -> tuple[np.ndarray, ...]:

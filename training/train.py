@@ -145,16 +145,22 @@ def _train_on(
     transform = sampled_transform(store, sample, recipe.seed)
     anchor = uniform_gas_anchor(descriptors, transform)
     integrals = integrate_all(
-        folder / "integrals", store, list(energies), transform, anchor, choice.chebyshev_degree
+        folder / "integrals",
+        store,
+        list(energies),
+        transform,
+        anchor,
+        choice.baseline,
+        choice.chebyshev_degree,
     )
     held = _held(recipe, store, sample, transform, anchor)
     degree = choice.chebyshev_degree
-    problem = build_problem(training, integrals, choice.baseline, degree, held=held)
+    problem = build_problem(training, integrals, degree, held=held)
     fitted = fit(problem, choice, len(descriptors.ueg[0]), recipe.seed)
     model = QuadraticGaussianProcess(fitted.quadratic_form, anchor, choice.chebyshev_degree)
     functional = LearnedExchange(recipe.name, choice.baseline, descriptors, transform, model)
 
-    predict = _Predictor(fitted, integrals, choice.baseline, training, {})
+    predict = _Predictor(fitted, integrals, training, {})
     totals = [o for d in recipe.densities for o in total_observations(energies, systems, d)]
     scales = _calibration(predict, [o for o in (*observations, *totals) if o.role == "tuning"])
     predict = dataclasses.replace(predict, scales=scales)
@@ -236,7 +242,6 @@ class _Predictor:
 
     fitted: Fit
     integrals: Integrals
-    baseline: str
     training: Sequence[Observation]
     scales: Mapping[str, float]
 
@@ -248,7 +253,7 @@ class _Predictor:
         features = combine @ parameter_features(
             self.integrals.matrices, fitted.num_inputs, fitted.degree
         )
-        base = combine @ self.integrals.baselines[self.baseline]
+        base = combine @ self.integrals.baseline
         noise = np.array([fitted.noise(o.noise) for o in observations])
         differences = self.scales.get("aex", 1.0)
         scale = np.array([self.scales.get(o.kind, differences) for o in observations])
@@ -314,11 +319,9 @@ def _learning_curve(
         count = round(share * len(names))
         chosen = {names[i] for i in order[:count]} | atoms
         part = [o for o in training if o.name in chosen]
-        problem = build_problem(
-            part, integrals, model.baseline, model.chebyshev_degree, fitted.groups, held
-        )
+        problem = build_problem(part, integrals, model.chebyshev_degree, fitted.groups, held)
         smaller = posterior(problem, fitted.hyperparameters)
-        predicted, _ = _Predictor(smaller, integrals, model.baseline, part, {})(test)
+        predicted, _ = _Predictor(smaller, integrals, part, {})(test)
         errors = summarize((predicted - exact) * KCAL_PER_MOL)
         points.append(LearningPoint(count, errors.mae, errors.largest))
     return tuple(points)
