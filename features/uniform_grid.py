@@ -25,7 +25,7 @@ from cider.conventions import AnyArray, float64
 WINDOW = 6
 """Width of the window, in cells."""
 
-WINDOW_SHARPNESS = 2.3 * WINDOW
+WINDOW_SHARPNESS = 2.5 * WINDOW
 """Exponent of the window at its centre; this choice balances truncation against aliasing."""
 
 BLOCK = 3

@@ -326,9 +326,7 @@ def test_translation_permutation_and_quarter_turns(name, waters):
     energies = {how: of_molecule(name, *waters[how]) for how in waters if "fine" not in how}
     reference = energies.pop("in place")
     for how, energy in energies.items():
-        # Harmonics at the points of other atoms are rounded to single precision.
-        tolerance = 2e-8 if "quarters" in how and functional(name).is_nonlocal else 1e-9
-        assert energy == pytest.approx(reference, abs=tolerance), how
+        assert energy == pytest.approx(reference, abs=1e-9), how
 
 
 @EVERY
