@@ -32,14 +32,14 @@ def measure(settings: argparse.Namespace, system: str) -> dict:
     rho = dft.numint.eval_rho(mol, ao, dm, xctype="MGGA", hermi=1, with_lapl=False)[None]
     del ao
     density = Density(rho[:, 0], rho[:, 1:4], rho[:, 4] if functional.needs_tau else None)
-    nldf = functional.exchange.descriptors.nldf
+    nldf = functional.learned.descriptors.nldf
     integrator, semilocal = CiderNumInt(), dft.numint.NumInt()
 
     first, stages, convolution = {}, {}, None
     if nldf is not None:
         first["convolution: build"] = harness.seconds(lambda: becke_convolution(mol, grids, nldf))
         convolution = becke_convolution(mol, grids, nldf)
-        sources = float64(_sources)(functional.exchange, density)
+        sources = float64(_sources)(functional.learned, density)
         fields = np.asarray(convolution.apply(sources))
         # Kernels of known kinds of atoms are kept, as for a second geometry.
         stages["convolution: build again"] = lambda: becke_convolution(mol, grids, nldf)

@@ -77,10 +77,10 @@ def check(functional: Any, mol: Any, grids: Any, dm: Any) -> list[str]:
         "two spins": abs(by_spins - energy),
         "potential of two spins": abs(vmats[1] - vmat).max(),
     }
-    if functional.exchange.baseline == "GGA_X_PBE":
+    if functional.learned.terms[0].baseline == "GGA_X_PBE":
         nothing = eqx.tree_at(
-            lambda x: x.model.quadratic_form,
-            functional.exchange,
+            lambda x: x.terms[0].model.quadratic_form,
+            functional.learned,
             replace_fn=np.zeros_like,
         )
         zero = CiderFunctional(nothing, correlation="GGA_C_PBE")

@@ -32,10 +32,16 @@ _RECORDS = (
     "ciderpress.dft.xc_evaluator.MappedXC",
     "ciderpress.dft.xc_evaluator.MappedDFTKernel",
     "ciderpress.dft.xc_evaluator.SplineSetEvaluator",
+    "ciderpress.dft.xc_evaluator.RBFEvaluator",
+    "ciderpress.dft.xc_evaluator2.MappedXC2",
+    "ciderpress.dft.xc_evaluator2.MappedDFTKernel2",
     "ciderpress.dft.transform_data.FeatureList",
     "ciderpress.dft.transform_data.UMap",
     "ciderpress.dft.transform_data.VMap",
     "ciderpress.dft.transform_data.ZMap",
+    "ciderpress.dft.transform_data.SLXMap",
+    "ciderpress.dft.transform_data.SLTMap",
+    "ciderpress.dft.transform_data.SLNMap",
     "ciderpress.dft.settings.FeatureSettings",
     "ciderpress.dft.settings.EmptySettings",
     "ciderpress.dft.settings.SemilocalSettings",
@@ -50,7 +56,11 @@ _NAMES = (
     "ciderpress.dft.baselines.gga_x_chachiyo",
 )
 _NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_DTYPES = {"f8": np.dtype("<f8"), "i8": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "f8": np.dtype("<f8"),
+    "i8": np.dtype("<i8"),
+    "i4": np.dtype("<i4"),
+}
 
 _MISSING = {
     "ciderpress.dft.xc_evaluator.NNEvaluator": "neural networks",
@@ -64,9 +74,9 @@ _MISSING = {
     "ciderpress.dft.settings.FracLaplSettings": "fractional Laplacian features",
     "ciderpress.dft.settings.HybridSettings": "exact exchange as a feature",
     "ciderpress.dft.feat_normalizer.": "normalisations by the density",
-    "ciderpress.dft.transform_data.": "other input maps than of p, alpha and NLDF alone",
-    "ciderpress.dft.xc_evaluator2.": "learned correlation",
-    "ciderpress.dft.xc_evaluator.": "kernels summed over control points",
+    "ciderpress.dft.transform_data.": "other input maps than of p, alpha, tau and NLDF alone",
+    "ciderpress.dft.xc_evaluator2.": "other energies than MappedDFTKernel2",
+    "ciderpress.dft.xc_evaluator.": "other models than splines and sums over control points",
     "ciderpress.dft.baselines.": "other baselines than LDA, PBE and Chachiyo exchange",
 }
 """What models need that have these names, or names that begin so, and is not there yet."""
@@ -102,7 +112,7 @@ class Record:
 
 
 def read_ciderpress_file(path: str | os.PathLike[str]) -> Record:
-    """The ``MappedXC`` of a model file.
+    """The ``MappedXC`` or ``MappedXC2`` of a model file.
 
     Raises:
         CiderpressFileError: The file is missing, truncated, foreign, or names anything that is
@@ -125,7 +135,7 @@ def read_ciderpress_file(path: str | os.PathLike[str]) -> Record:
         raise CiderpressFileError(
             f"{path} is not a complete YAML file; get it again ({reason})"
         ) from None
-    if not isinstance(model, Record) or model.name != "MappedXC":
+    if not isinstance(model, Record) or model.name not in ("MappedXC", "MappedXC2"):
         raise CiderpressFileError(f"{path} is YAML, but not a model file of ciderpress")
     return model
 

@@ -1,10 +1,12 @@
-r"""The published CIDER exchange functionals as functionals of ours.
+r"""The published CIDER functionals as functionals of ours.
 
 The models CIDER23X are, for each spin-scaled density,
 
 .. math:: e_x = e_x^{LDA} \left[F_{base}(p) + g(x)\right]
 
-with g a sum of cubic splines. Ref: Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024).
+with g a sum of cubic splines. Ref: Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024). The models
+CIDER26XC add :math:`e_c = e_c^{PBE} \left[1 + g(x)\right]`, with a sum over control points for
+both g.
 """
 
 import hashlib
@@ -17,23 +19,28 @@ import numpy as np
 
 from cider.additive_spline import AdditiveSpline, UniformKnots
 from cider.ciderpress_file import CiderpressFileError, Record, read_ciderpress_file
-from cider.exchange import Descriptors, LearnedExchange
+from cider.correlation import CorrelationTerm
+from cider.descriptors import Descriptors
+from cider.exchange import ExchangeTerm
 from cider.features.nldf import Nldf, NldfExponent
 from cider.features.semilocal import GRADIENT_SCALE
 from cider.files import save_functional
 from cider.input_transform import FractionTransform
+from cider.learned_functional import LearnedFunctional
+from cider.radial_basis import RadialBasis
 
 _BASELINES = {
     "ciderpress.dft.baselines.lda_x": "LDA_X",
     "ciderpress.dft.baselines.gga_x_pbe": "GGA_X_PBE",
     "ciderpress.dft.baselines.gga_x_chachiyo": "GGA_X_CHACHIYO",
 }
+"""Names of the models CIDER23X, whose baselines are functions; later ones have those of libxc."""
 
 _EXPONENT_FACTOR = 1.2 * (6 * math.pi**2) ** (2 / 3) / math.pi
 """Their multipliers of gradient and tau are in other units than B and C of ``NldfExponent``."""
 
 
-def load_ciderpress(path: str | os.PathLike[str]) -> LearnedExchange:
+def load_ciderpress(path: str | os.PathLike[str]) -> LearnedFunctional:
     """The functional of a ciderpress model file, named as the file.
 
     It evaluates the published formulas to rounding, but for densities so low that the smooth
@@ -46,7 +53,7 @@ def load_ciderpress(path: str | os.PathLike[str]) -> LearnedExchange:
     """
     model = read_ciderpress_file(path)
     try:
-        return _exchange(Path(path).stem, model)
+        return _functional(Path(path).stem, model)
     except CiderpressFileError:
         raise
     except ValueError as error:
@@ -60,44 +67,80 @@ def convert_ciderpress(path: str | os.PathLike[str], out: str | os.PathLike[str]
         CiderpressFileError, NotImplementedError: As ``load_ciderpress``.
         OSError: The functional file cannot be written.
     """
-    exchange = load_ciderpress(path)
+    functional = load_ciderpress(path)
     source = {
         "package": "ciderpress",
         "file": Path(path).name,
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         "reference": "Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024)",
     }
-    save_functional(out, exchange, {"converted_from": source})
+    save_functional(out, functional, {"converted_from": source})
 
 
-def _exchange(name: str, model: Record) -> LearnedExchange:
-    kernels = model.get("kernels", list)
-    if model.fields.get("libxc_baseline") is not None or len(kernels) != 1:
+def _functional(name: str, model: Record) -> LearnedFunctional:
+    if model.fields.get("libxc_baseline") is not None:
+        raise NotImplementedError(f"{model.where}: the model adds a functional of libxc to its own")
+    _refuse_dispersion(model)
+    kernel_name = {"MappedXC": "MappedDFTKernel", "MappedXC2": "MappedDFTKernel2"}[model.name]
+    kernels = [_record(given, kernel_name, model) for given in model.get("kernels", list)]
+    descriptors, references = _descriptors(_part(model, "settings", "FeatureSettings"))
+    terms = tuple(_term(kernel, descriptors, references) for kernel in kernels)
+    return LearnedFunctional(name, descriptors, terms)
+
+
+def _refuse_dispersion(model: Record) -> None:
+    kinds = [model.fields.get(key) for key in ("vdw_fit_term", "vdw_fit_info", "vdw_eval_mode")]
+    if any(kind is not None for kind in kinds):
         raise NotImplementedError(
-            f"{model.where}: the model is a sum of several energies; cider reads one exchange "
-            "energy"
+            f"{model.where}: the model was trained beside a dispersion correction "
+            f"({str(kinds[0]).upper()}), whose energy is added to that of the density; cider has "
+            "no D4 dispersion yet, and without it the functional would be another one"
         )
-    kernel = _record(kernels[0], "MappedDFTKernel", model)
-    if kernel.get("mode", str) != "SEP":
-        raise NotImplementedError(f"{kernel.where}: the model is not one of spin-scaled exchange")
-    if _baseline(kernel, "_mul_basefunc") != "LDA_X":
+
+
+def _term(
+    kernel: Record, descriptors: Descriptors, references: list[float]
+) -> ExchangeTerm | CorrelationTerm:
+    mode = kernel.get("mode", str)
+    is_correlation = mode == "NPOL" and kernel.name == "MappedDFTKernel2"
+    if mode != "SEP" and not is_correlation:
         raise NotImplementedError(
-            f"{kernel.where}: the learned part multiplies another energy than LDA exchange"
+            f"{kernel.where}: an energy of mode {mode!r} is neither spin-scaled exchange nor "
+            "correlation of the spin-averaged features"
+        )
+    if kernel.fields.get("omega", 0.0) != 0.0:
+        raise NotImplementedError(f"{kernel.where}: a range-separated energy")
+    factor, baseline = (_baseline(kernel, key) for key in ("_mul_basefunc", "_add_basefunc"))
+    if factor != (baseline if is_correlation else "LDA_X"):
+        raise NotImplementedError(
+            f"{kernel.where}: the learned part multiplies another energy ({factor}) than "
+            "LDA exchange or the baseline of correlation"
         )
     evaluators = kernel.get("fevals", list)
     if len(evaluators) != 1:
         raise NotImplementedError(f"{kernel.where}: the model is a sum of several learned parts")
-    descriptors, references = _descriptors(_part(model, "settings", "FeatureSettings"))
-    transform = _transform(_part(kernel, "feature_list", "FeatureList"), references)
-    spline = _spline(_record(evaluators[0], "SplineSetEvaluator", kernel), len(references))
-    return LearnedExchange(name, _baseline(kernel, "_add_basefunc"), descriptors, transform, spline)
+    maps = _maps(_part(kernel, "feature_list", "FeatureList"))
+    positions = [i for i, own in enumerate(maps) if own.name == "SLNMap"]
+    others = [i for i in range(len(maps)) if i not in positions]
+    transform = _transform([maps[i] for i in others], references, descriptors, kernel.where)
+    model = _model(evaluators[0], kernel, others + positions)
+    if not is_correlation and not positions:
+        return ExchangeTerm(baseline, transform, model)
+    if not is_correlation or len(positions) != 1:
+        raise NotImplementedError(
+            f"{kernel.where}: exchange that reads the density itself, or correlation that does not "
+            "read it once"
+        )
+    return CorrelationTerm(baseline, _density_scale(maps[positions[0]]), transform, model)
 
 
 def _baseline(kernel: Record, field: str) -> str:
     name = kernel.get(field, str)
-    if name not in _BASELINES:
-        raise CiderpressFileError(f"{kernel.where}: {field} is {name!r}, no baseline")
-    return _BASELINES[name]
+    if kernel.name == "MappedDFTKernel":
+        if name not in _BASELINES:
+            raise CiderpressFileError(f"{kernel.where}: {field} is {name!r}, no baseline")
+        return _BASELINES[name]
+    return name
 
 
 # Descriptors: which, and in what unit the model reads each.
@@ -107,10 +150,10 @@ def _descriptors(settings: Record) -> tuple[Descriptors, list[float]]:
     """The descriptors, and the value of each (as the model reads it) where ours is zero."""
     semilocal = _part(settings, "sl_settings", "SemilocalSettings")
     level, mode = semilocal.get("level", str), semilocal.get("mode", str)
-    if (level, mode) not in (("GGA", "np"), ("MGGA", "npa")):
+    if (level, mode) not in (("GGA", "np"), ("MGGA", "npa"), ("MGGA", "nst")):
         raise NotImplementedError(
             f"{semilocal.where}: semilocal features {mode!r} at level {level!r}; cider reads p "
-            "and alpha"
+            "and alpha, or p and tau"
         )
     references = [1 / GRADIENT_SCALE] + [1.0] * (level == "MGGA")
     normalizers = _part(settings, "normalizers", "FeatNormalizerList").get("_normalizers", list)
@@ -128,7 +171,8 @@ def _descriptors(settings: Record) -> tuple[Descriptors, list[float]]:
     for value, given in zip(values, normalizers[num_semilocal:], strict=True):
         normalizer = _record(given, "ConstantNormalizer", settings)
         references.append(float(value) * normalizer.get("const", float))
-    return Descriptors(level, nldf), references
+    kinetic = "tau/tau_0" if mode == "nst" else "alpha"
+    return Descriptors(level, nldf, kinetic), references
 
 
 def _nldf(settings: Record) -> Nldf:
@@ -179,33 +223,89 @@ def _exponent(given: Any, level: Any, where: str) -> NldfExponent:
     )
 
 
-# Input maps and splines.
+# Input maps and models.
 
 
-def _transform(features: Record, references: list[float]) -> FractionTransform:
+def _maps(features: Record) -> list[Record]:
+    maps = features.get("feat_list", list)
+    if not all(isinstance(own, Record) for own in maps):
+        raise CiderpressFileError(f"{features.where}: the maps of features are incomplete")
+    return maps
+
+
+def _transform(
+    maps: list[Record], references: list[float], descriptors: Descriptors, where: str
+) -> FractionTransform:
     r"""The maps of single features; ``references`` are the features where our descriptors are 0.
 
     U: :math:`\gamma q/(1 + \gamma q)`; V: :math:`s` times that, less the centre c; Z:
-    :math:`s/(1 + \gamma q^2) - c`.
+    :math:`s/(1 + \gamma q^2) - c`; SLX: as U, of the density and sigma; SLT:
+    :math:`(q - 1)/(q + 1)`, of the density and tau.
     """
-    maps = features.get("feat_list", list)
-    if [m.fields.get("i") for m in maps if isinstance(m, Record)] != [
-        i + 1 for i in range(len(references))
-    ]:
+    fractions = [_fraction(own) for own in maps]
+    reads = [read for read, *_ in fractions]
+    of_ingredients = descriptors.kinetic == "tau/tau_0"
+    expected: list[tuple[int, ...]] = [(0, 1), (0, 2)] if of_ingredients else []
+    expected += [(i + 1,) for i in range(len(expected), len(references))]
+    if reads != expected:
         raise NotImplementedError(
-            f"{features.where}: the model does not read each feature once, in their order"
+            f"{where}: the model does not read each feature once, in their order"
         )
-    powers, ratios, scales, offsets = [], [], [], []
-    for own, reference in zip(maps, references, strict=True):
-        gamma = own.get("gamma", float)
-        scale = 1.0 if own.name == "UMap" else own.get("scale", float)
-        center = 0.0 if own.name == "UMap" else own.get("center", float)
-        power = 2 if own.name == "ZMap" else 1
-        powers.append(power)
-        ratios.append(gamma * reference**power)
-        scales.append(-scale if own.name == "ZMap" else scale)
-        offsets.append(scale - center if own.name == "ZMap" else -center)
-    return FractionTransform(tuple(powers), np.array(ratios), np.array(scales), np.array(offsets))
+    _, powers, gammas, scales, offsets = zip(*fractions, strict=True)
+    ratios = [
+        gamma * reference**power
+        for gamma, reference, power in zip(gammas, references, powers, strict=True)
+    ]
+    return FractionTransform(powers, np.array(ratios), np.array(scales), np.array(offsets))
+
+
+def _fraction(own: Record) -> tuple[tuple[Any, ...], int, float, float, float]:
+    """What a map reads; and power, gamma, scale and offset of the fraction that it makes."""
+    if own.name == "SLTMap":
+        return (own.fields.get("i"), own.fields.get("j")), 1, 1.0, 2.0, -1.0
+    gamma = own.get("gamma", float)
+    if own.name == "SLXMap":
+        return (own.fields.get("i"), own.fields.get("j")), 1, gamma, 1.0, 0.0
+    read = (own.fields.get("i"),)
+    if own.name == "UMap":
+        return read, 1, gamma, 1.0, 0.0
+    scale, center = own.get("scale", float), own.get("center", float)
+    if own.name == "VMap":
+        return read, 1, gamma, scale, -center
+    if own.name != "ZMap":
+        raise CiderpressFileError(f"{own.where}: {own.name} is no map of a feature")
+    return read, 2, gamma, -scale, scale - center
+
+
+def _density_scale(own: Record) -> float:
+    r"""SLN: :math:`(1 + 3\gamma n/4\pi)^{-1/3}`."""
+    if own.fields.get("i") != 0:
+        raise CiderpressFileError(f"{own.where}: the map of the density reads another feature")
+    return 3 * own.get("gamma", float) / (4 * math.pi)
+
+
+def _model(given: Any, kernel: Record, order: list[int]) -> AdditiveSpline | RadialBasis:
+    """The learned part; its input i is the published one ``order[i]``."""
+    if isinstance(given, Record) and given.name == "RBFEvaluator":
+        return _radial_basis(given, order)
+    evaluator = _record(given, "SplineSetEvaluator", kernel)
+    if order != list(range(len(order))):
+        raise NotImplementedError(f"{kernel.where}: splines that read the density itself")
+    return _spline(evaluator, len(order))
+
+
+def _radial_basis(evaluator: Record, order: list[int]) -> RadialBasis:
+    names = ("_X1ctrl", "_alpha", "_exps", "_indexes")
+    points, weights, exponents, indices = (evaluator.get(name, np.ndarray) for name in names)
+    if indices.tolist() != list(range(len(order))):
+        raise NotImplementedError(f"{evaluator.where}: a kernel that does not read all inputs")
+    if points.shape != (len(weights), len(order)) or exponents.shape != (len(order),):
+        raise CiderpressFileError(
+            f"{evaluator.where}: control points of shape {points.shape} and exponents of shape "
+            f"{exponents.shape}, but there are {len(order)} inputs and {weights.size} weights"
+        )
+    arrays = (points[:, order], weights, exponents[order])
+    return RadialBasis(*(np.array(values, dtype=np.float64, order="C") for values in arrays))
 
 
 def _spline(evaluator: Record, num_inputs: int) -> AdditiveSpline:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cider", description="Machine-learned exchange functionals for PySCF."
+        prog="cider", description="Machine-learned density functionals for PySCF."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -114,7 +114,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _print_results(calculation: "Calculation", results: "Sequence[Result]") -> int:
-    molecule, learned = calculation.molecule, calculation.functional.exchange.name
+    molecule, learned = calculation.molecule, calculation.functional.learned.name
     rows = {
         "Total energy (Ha)": [f"{r.energy:.6f}" for r in results],
         "HOMO (eV)": [f"{r.homo:.3f}" for r in results],

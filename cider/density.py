@@ -41,7 +41,11 @@ class Density(eqx.Module):
         tau = None if self.tau is None else factor * self.tau
         return Density(factor * self.rho, factor * self.grad_rho, tau)
 
+    def of_spins(self, spins: slice) -> "Density":
+        """The densities of some spins: of NumPy arrays, a view."""
+        tau = None if self.tau is None else self.tau[spins]
+        return Density(self.rho[spins], self.grad_rho[spins], tau)
+
     def of_spin(self, spin: int) -> "Density":
         """The density of one spin alone, with a spin axis of length 1."""
-        tau = None if self.tau is None else self.tau[spin : spin + 1]
-        return Density(self.rho[spin : spin + 1], self.grad_rho[spin : spin + 1], tau)
+        return self.of_spins(slice(spin, spin + 1))

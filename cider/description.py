@@ -5,10 +5,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cider.exchange import LearnedExchange
+from cider.exchange import ExchangeTerm
 from cider.features.nldf import NldfExponent
 from cider.files import load_functional, read_header
 from cider.functional import CiderFunctional
+from cider.learned_functional import LearnedFunctional
 from cider.registry import registered_names, resolve
 
 Row = Mapping[str, str]
@@ -31,19 +32,20 @@ def describe(functional: str | os.PathLike[str]) -> dict[str, Row | Sequence[Row
     """
     named = resolve(functional)
     header = read_header(named.path)
-    exchange = load_functional(named.path)
+    learned = load_functional(named.path)
+    terms = header["functional"]["terms"]
     provenance = dict(header["provenance"])
     errors = provenance.pop("errors", [])
     sections: dict[str, Row | Sequence[Row]] = {
         named.name: {
             "energy": CiderFunctional(functional).name,
-            "reads": _ingredients(exchange),
-            "baseline": exchange.baseline,
-            "learned part": header["functional"]["model"]["kind"],
+            "reads": _ingredients(learned),
+            "baseline": " + ".join(term["baseline"] for term in terms),
+            "learned part": ", ".join(f"{term['kind']}: {term['model']['kind']}" for term in terms),
             "file": f"{named.path}, format version {header['format_version']}",
         },
-        "Features": _features(exchange),
-        "Constraints": _constraints(exchange),
+        "Features": _features(learned),
+        "Constraints": _constraints(learned),
         "Training": _flat(provenance) or {"provenance": "none in the file"},
     }
     if errors:
@@ -57,7 +59,7 @@ def overview() -> list[Row]:
         {
             "Name": name,
             "Energy": CiderFunctional(name).name,
-            "Reads": _ingredients(CiderFunctional(name).exchange),
+            "Reads": _ingredients(CiderFunctional(name).learned),
         }
         for name in registered_names()
     ]
@@ -69,7 +71,7 @@ def shipped_table() -> str:
     rows = [header, ("---",) * len(header)]
     for name in registered_names():
         named = resolve(name)
-        exchange = named.load()
+        learned = named.load()
         if named.is_composed:
             continue
         errors = {
@@ -79,48 +81,58 @@ def shipped_table() -> str:
         }
         cells = [f"{errors[key]['mae']:.2f}" if key in errors else "–" for key in _HELD_OUT_COLUMNS]
         count = str(errors["aex"]["count"]) if "aex" in errors else "–"
-        rows.append((f"`{name}`", _ingredients(exchange), *cells, count))
+        rows.append((f"`{name}`", _ingredients(learned), *cells, count))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _ingredients(exchange: LearnedExchange) -> str:
-    nldf = exchange.descriptors.nldf
+def _ingredients(learned: LearnedFunctional) -> str:
+    nldf = learned.descriptors.nldf
     nonlocal_ = "" if nldf is None else f", {len(nldf.exponents)} nonlocal density features"
-    return _LEVELS[exchange.descriptors.level] + nonlocal_
+    return _LEVELS[learned.descriptors.level] + nonlocal_
 
 
-def _features(exchange: LearnedExchange) -> list[Row]:
-    descriptors = exchange.descriptors
-    values = {"p": "0", "alpha": "1"}
+def _features(learned: LearnedFunctional) -> list[Row]:
+    descriptors = learned.descriptors
+    values = {"p": "0", "alpha": "1", "tau/tau_0": "1"}
     if descriptors.nldf is not None:
         values |= {
             name: f"{value:.6f}"
             for name, value in zip(descriptors.nldf.names, descriptors.nldf.ueg, strict=True)
         }
-    return [
+    rows: list[Row] = [
         {"Feature": name, "Scaling power": "0", "Uniform gas": values[name]}
         for name in descriptors.names
     ]
+    if learned.has_correlation:
+        rows.append({"Feature": "density", "Scaling power": "3", "Uniform gas": "any"})
+    return rows
 
 
-def _constraints(exchange: LearnedExchange) -> Row:
+def _constraints(learned: LearnedFunctional) -> Row:
     scaling = "exact"
-    if exchange.descriptors.nldf is not None:
+    if learned.descriptors.nldf is not None:
         # Where a = pi (n/2)^(2/3) A meets its bounds.
         bounds = (NldfExponent.FLOOR, NldfExponent.CEILING)
         low, high = (2 * (bound / math.pi) ** 1.5 for bound in bounds)
         scaling = (
             f"exact far within {low:.0e} to {high:.0e} electrons per bohr^3, smooth bounds beyond"
         )
-    excess = exchange.uniform_gas_correction()
+    excess = sum(
+        term.uniform_gas_correction(learned.descriptors)
+        for term in learned.terms
+        if isinstance(term, ExchangeTerm)
+    )
     # A Gaussian process vanishes there by a difference of two equal sums.
     exact = "exact: the learned part vanishes there"
-    return {
+    exchange = {
         "uniform gas": exact if abs(excess) < 1e-10 else f"F_x = 1 {excess:+.1e}, not exact",
         "spin scaling": "exact: E[n_up, n_down] = (E[2 n_up] + E[2 n_down]) / 2",
         "uniform scaling": scaling,
-        "size, rotation, translation": "additive and invariant up to the grid",
     }
+    size = {"size, rotation, translation": "additive and invariant up to the grid"}
+    if not learned.has_correlation:
+        return exchange | size
+    return {f"{law} (exchange)": text for law, text in exchange.items()} | size
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,18 +1,18 @@
 """Functional files: plain arrays and one JSON header in HDF5, safe to read from anyone.
 
-Layout of format version 1::
+Layout of format version 2::
 
-    header          JSON text
-    transform/...   arrays of float64, as ``schema`` names them
-    model/...
-    posterior/...   optional: arrays for error bars
+    header                  JSON text
+    terms/0/transform/...   arrays of float64 of each energy term, as ``schema`` names them
+    terms/0/model/...
+    posterior/...           optional: arrays for error bars
 
 The header holds ``format`` and ``format_version``, ``units``, ``functional`` (the specification
-of features, transform and model), ``provenance`` (how it was trained and how well it does), and
+of features and energy terms), ``provenance`` (how it was trained and how well it does), and
 ``content_sha256`` of all the rest and of every array.
 
 A change of the layout raises ``FORMAT_VERSION``, adds a function to ``_UPGRADES`` and an old file
-to the tests.
+to the tests. Version 1 held one term of exchange, and its arrays without ``terms/0/``.
 """
 
 import contextlib
@@ -27,17 +27,31 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cider.exchange import LearnedExchange
+from cider.learned_functional import LearnedFunctional
 from cider.schema import Arrays, Header, arrays_of, build, specification_of
 
 FORMAT = "cider-functional"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 UNITS = "Hartree atomic units"
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _POSTERIOR = "posterior/"
 
-_UPGRADES: dict[int, Callable[[Header, Arrays], tuple[Header, Arrays]]] = {}
+
+def _terms_of_version_1(header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
+    """One exchange energy becomes the only one of a tuple of terms."""
+    old = header["functional"]
+    descriptors = {**old["descriptors"], "kinetic": "alpha"}
+    term = {"kind": "exchange", **{key: old[key] for key in ("baseline", "transform", "model")}}
+    functional = {"name": old["name"], "descriptors": descriptors, "terms": [term]}
+    moved = {
+        name if name.startswith(_POSTERIOR) else f"terms/0/{name}": values
+        for name, values in arrays.items()
+    }
+    return header | {"functional": functional}, moved
+
+
+_UPGRADES: dict[int, Callable[[Header, Arrays], tuple[Header, Arrays]]] = {1: _terms_of_version_1}
 """What turns the content of a file of that version into the content of the next one."""
 
 
@@ -47,7 +61,7 @@ class FunctionalFileError(ValueError):
 
 def save_functional(
     path: str | os.PathLike[str],
-    exchange: LearnedExchange,
+    functional: LearnedFunctional,
     provenance: Mapping[str, Any],
     posterior: Mapping[str, np.ndarray] | None = None,
 ) -> None:
@@ -64,32 +78,32 @@ def save_functional(
         ValueError: The provenance is not plain JSON, or an array is not finite.
         OSError: The file cannot be written.
     """
-    arrays = arrays_of(exchange)
+    arrays = arrays_of(functional)
     for name, values in (posterior or {}).items():
         if not name.isidentifier():
             raise ValueError(f"{name!r} cannot name a posterior array: use letters, digits and _")
         arrays[_POSTERIOR + name] = np.asarray(values, dtype=np.float64)
     for name, values in arrays.items():
         if not np.all(np.isfinite(values)):
-            raise ValueError(f"{exchange.name}: {name} holds NaN or infinity; nothing is written")
+            raise ValueError(f"{functional.name}: {name} holds NaN or infinity; nothing is written")
     header: Header = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "units": UNITS,
-        "functional": specification_of(exchange),
+        "functional": specification_of(functional),
         "provenance": dict(provenance),
     }
     try:
         header["content_sha256"] = _content_hash(header, arrays)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{exchange.name}: the provenance must be plain JSON (text, finite numbers, lists and "
-            f"tables): {error}"
+            f"{functional.name}: the provenance must be plain JSON (text, finite numbers, lists "
+            f"and tables): {error}"
         ) from None
     _write_atomically(Path(path), header, arrays)
 
 
-def load_functional(path: str | os.PathLike[str]) -> LearnedExchange:
+def load_functional(path: str | os.PathLike[str]) -> LearnedFunctional:
     """The functional of a file, bit for bit as it was saved: numpy arrays of float64.
 
     Raises:
@@ -121,26 +135,26 @@ def load_posterior(path: str | os.PathLike[str]) -> Arrays:
     }
 
 
-def _build(path: Path, specification: Header, arrays: Arrays) -> LearnedExchange:
+def _build(path: Path, specification: Header, arrays: Arrays) -> LearnedFunctional:
     try:
         own = {name: a for name, a in arrays.items() if not name.startswith(_POSTERIOR)}
-        exchange = build(specification, own)
+        functional = build(specification, own)
     except (KeyError, TypeError, AttributeError) as error:
         raise FunctionalFileError(
             f"{path}: the specification of the functional is incomplete or of another kind "
-            f"({error!r}); this version of cider reads learned exchange with a quadratic Gaussian "
-            "process or an additive spline"
+            f"({error!r}); this version of cider reads exchange and correlation with a quadratic "
+            "Gaussian process, an additive spline or a radial basis"
         ) from None
     except ValueError as error:
         raise FunctionalFileError(f"{path}: {error}") from None
-    rebuilt = specification_of(exchange)
+    rebuilt = specification_of(functional)
     if rebuilt != specification:
         difference = "; ".join(_differences(specification, rebuilt))
         raise FunctionalFileError(
             f"{path}: this version of cider evaluates the functional differently ({difference}); "
             "use the version it was trained with, or train it again"
         )
-    return exchange
+    return functional
 
 
 def _differences(stored: Any, built: Any, where: str = "") -> list[str]:
@@ -173,10 +187,15 @@ def _read(path: Path) -> tuple[Header, Arrays]:
             f"{path}: the content does not match its hash; the file is damaged or was edited, get "
             "it again"
         )
-    for step in range(version, FORMAT_VERSION):
-        header, arrays = _UPGRADES[step](header, arrays)
     if not isinstance(header.get("functional"), dict):
         raise FunctionalFileError(f"{path}: the header describes no functional")
+    for step in range(version, FORMAT_VERSION):
+        try:
+            header, arrays = _UPGRADES[step](header, arrays)
+        except (KeyError, TypeError) as error:
+            raise FunctionalFileError(
+                f"{path}: the specification of the functional is incomplete ({error!r})"
+            ) from None
     return header, arrays
 
 
@@ -203,7 +222,9 @@ def _read_hdf5(path: Path) -> tuple[Header, Arrays]:
 
             # Visits hard links only: nothing outside the file is ever opened.
             file.visititems(collect)
-    except (OSError, RuntimeError, KeyError) as error:
+    except FunctionalFileError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise FunctionalFileError(
             f"{path} is truncated or damaged; get it again ({error})"
         ) from None

@@ -9,8 +9,8 @@ from cider.ciderpress_model import load_ciderpress
 from cider.conventions import AnyArray
 from cider.density import Density
 from cider.evaluation import energy, energy_and_potential
-from cider.exchange import LearnedExchange
 from cider.features.convolution import GaussianConvolution
+from cider.learned_functional import LearnedFunctional
 from cider.registry import resolve
 
 SEMILOCAL_FUNCTIONALS = {
@@ -26,7 +26,7 @@ SEMILOCAL_FUNCTIONALS = {
 
 
 class CiderFunctional(eqx.Module):
-    r"""A learned exchange functional, alone or composed with libxc functionals.
+    r"""A learned functional, alone or composed with libxc functionals.
 
     .. math:: E_{xc} = x E_x^{learned} + (1 - x) E_x^{semilocal} + E_c
 
@@ -37,30 +37,40 @@ class CiderFunctional(eqx.Module):
       correlation.
     - ``CiderFunctional("pbe0-x-nldf")``: the same, ready-made.
 
-    ``functional`` is a registered name, the path of a functional file, or a ``LearnedExchange``.
+    - ``CiderFunctional("path/to/xc.h5")``: exchange and correlation, where the learned functional
+      brings both; it takes no other part.
+
+    ``functional`` is a registered name, the path of a functional file, or a ``LearnedFunctional``.
     Raises ``ValueError`` for names that do not exist or compositions that make no sense, and
     ``FunctionalFileError`` for files that cannot be read.
     """
 
-    exchange: LearnedExchange
+    learned: LearnedFunctional
     x_mix: float = eqx.field(static=True)
     semilocal: str | None = eqx.field(static=True)
     correlation: str | None = eqx.field(static=True)
 
     def __init__(
         self,
-        functional: str | os.PathLike[str] | LearnedExchange,
+        functional: str | os.PathLike[str] | LearnedFunctional,
         *,
         x_mix: float | None = None,
         semilocal: str | None = None,
         correlation: str | None = None,
     ):
-        if not isinstance(functional, LearnedExchange):
+        if not isinstance(functional, LearnedFunctional):
             named = resolve(functional)
             x_mix, semilocal, correlation = named.composed_with(x_mix, semilocal, correlation)
             functional = named.load()
         if x_mix is None:
             x_mix = 1.0
+        if functional.has_correlation and (x_mix != 1 or semilocal or correlation):
+            raise ValueError(
+                f"{functional.name} is exchange and correlation in one: it cannot be mixed or get "
+                f"another part (x_mix={x_mix}, semilocal={semilocal!r}, "
+                f"correlation={correlation!r}); leave these out, or choose a functional of "
+                "exchange alone"
+            )
         if not 0 < x_mix <= 1:
             raise ValueError(f"x_mix is a fraction of exchange within (0, 1]: got {x_mix}")
         if semilocal is not None and correlation is not None:
@@ -78,7 +88,7 @@ class CiderFunctional(eqx.Module):
                 f"unknown semilocal functional {semilocal!r}: one of "
                 f"{', '.join(SEMILOCAL_FUNCTIONALS)}"
             )
-        self.exchange = functional
+        self.learned = functional
         self.x_mix = float(x_mix)
         self.semilocal = semilocal
         self.correlation = correlation
@@ -98,8 +108,8 @@ class CiderFunctional(eqx.Module):
         Raises ``CiderpressFileError`` for files that cannot be read or are refused, and
         ``NotImplementedError``, naming what is missing, for models that need other features.
         """
-        exchange = load_ciderpress(path)
-        return cls(exchange, x_mix=x_mix, semilocal=semilocal, correlation=correlation)
+        learned = load_ciderpress(path)
+        return cls(learned, x_mix=x_mix, semilocal=semilocal, correlation=correlation)
 
     @property
     def libxc_terms(self) -> tuple[tuple[float, str], ...]:
@@ -113,19 +123,19 @@ class CiderFunctional(eqx.Module):
     @property
     def name(self) -> str:
         """What it is, in one line: for logs and checkpoints."""
-        learned = self.exchange.name if self.x_mix == 1 else f"{self.x_mix:g}*{self.exchange.name}"
+        learned = self.learned.name if self.x_mix == 1 else f"{self.x_mix:g}*{self.learned.name}"
         others = [name if w == 1 else f"{w:g}*{name}" for w, name in self.libxc_terms]
         return " + ".join([learned, *others])
 
     @property
     def needs_tau(self) -> bool:
         """Whether the learned part reads the kinetic energy density."""
-        return self.exchange.descriptors.needs_tau
+        return self.learned.descriptors.needs_tau
 
     @property
     def is_nonlocal(self) -> bool:
         """Whether the learned part needs a ``GaussianConvolution`` of the grid."""
-        return self.exchange.descriptors.nldf is not None
+        return self.learned.descriptors.nldf is not None
 
     def learned_energy(
         self,
@@ -134,7 +144,7 @@ class CiderFunctional(eqx.Module):
         convolution: GaussianConvolution | None = None,
     ) -> float:
         """Energy (Ha) of the learned part, with its fraction ``x_mix``."""
-        return energy(self.exchange, self.x_mix, density, weights, convolution)
+        return energy(self.learned, self.x_mix, density, weights, convolution)
 
     def learned_energy_and_potential(
         self,
@@ -143,7 +153,7 @@ class CiderFunctional(eqx.Module):
         convolution: GaussianConvolution | None = None,
     ) -> tuple[float, Density]:
         """The same, and its derivative: see ``evaluation.energy_and_potential``."""
-        return energy_and_potential(self.exchange, self.x_mix, density, weights, convolution)
+        return energy_and_potential(self.learned, self.x_mix, density, weights, convolution)
 
     def __repr__(self) -> str:
         return f"CiderFunctional({self.name})"

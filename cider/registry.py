@@ -16,8 +16,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cider.exchange import LearnedExchange
 from cider.files import FunctionalFileError, load_functional
+from cider.learned_functional import LearnedFunctional
 
 FOLDER = Path(__file__).parent / "functionals"
 """Where the shipped files and their registry lie."""
@@ -62,8 +62,8 @@ class Resolved:
             return self.x_mix, self.semilocal, self.correlation
         return x_mix, semilocal, correlation
 
-    def load(self) -> LearnedExchange:
-        """The learned exchange of the file."""
+    def load(self) -> LearnedFunctional:
+        """The learned functional of the file."""
         return load_functional(self.path)
 
 

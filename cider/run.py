@@ -157,7 +157,7 @@ def _results(
 ) -> Iterator[Result]:
     functionals: dict[str, CiderFunctional | str] = {calculation.title: calculation.functional}
     functionals |= {name: name for name in calculation.comparison}
-    learned_exchange = CiderFunctional(calculation.functional.exchange)
+    learned_exchange = CiderFunctional(calculation.functional.learned.exchange)
     learned_mf = None
     for title, functional in functionals.items():
         started = time.perf_counter()

@@ -1,6 +1,6 @@
 """What a functional file says of each class, and how the class is built again.
 
-Arrays of float64, by kind of transform and of model::
+Arrays of float64 of each energy term, by kind of transform and of model::
 
     transform/semilocal_mean    InputTransform
     transform/semilocal_scale
@@ -17,6 +17,10 @@ Arrays of float64, by kind of transform and of model::
     model/constant              AdditiveSpline
     model/coefficients_0        one array for each term
     ...
+
+    model/control_points        RadialBasis
+    model/weights
+    model/exponents
 """
 
 from typing import Any
@@ -25,89 +29,118 @@ import jax
 import numpy as np
 
 from cider.additive_spline import AdditiveSpline, UniformKnots, spline_shapes
-from cider.exchange import Descriptors, LearnedExchange
+from cider.correlation import CorrelationTerm
+from cider.descriptors import Descriptors
+from cider.exchange import ExchangeTerm
 from cider.features import gaussian_ladder
 from cider.features.nldf import Nldf, NldfExponent
 from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import FractionTransform, InputTransform, quadratic_monomials
+from cider.learned_functional import LearnedFunctional
+from cider.radial_basis import RadialBasis
 
 Header = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 
 
-def specification_of(exchange: LearnedExchange) -> Header:
+def specification_of(functional: LearnedFunctional) -> Header:
     """All of a functional but its arrays, as JSON has it."""
-    descriptors = exchange.descriptors
+    descriptors = functional.descriptors
     return {
-        "kind": "learned exchange",
-        "name": exchange.name,
-        "baseline": exchange.baseline,
+        "name": functional.name,
         "descriptors": {
             "level": descriptors.level,
+            "kinetic": descriptors.kinetic,
             "nldf": None if descriptors.nldf is None else _nldf_specification(descriptors.nldf),
         },
-        "transform": _transform_specification(exchange.transform),
-        "model": _model_specification(exchange.model),
+        "terms": [_term_specification(term) for term in functional.terms],
     }
 
 
-def arrays_of(exchange: LearnedExchange) -> Arrays:
+def arrays_of(functional: LearnedFunctional) -> Arrays:
     """The arrays of a functional by their names in a file."""
-    transform, model = exchange.transform, exchange.model
-    arrays: dict[str, np.ndarray]
-    if isinstance(transform, FractionTransform):
-        arrays = {
-            "transform/ratios": transform.ratios,
-            "transform/scales": transform.scales,
-            "transform/offsets": transform.offsets,
-        }
-    else:
-        arrays = {
-            "transform/semilocal_mean": transform.semilocal_mean,
-            "transform/semilocal_scale": transform.semilocal_scale,
-            "transform/regression": transform.regression,
-            "transform/whitening": transform.whitening,
-        }
-    if isinstance(model, AdditiveSpline):
-        arrays["model/constant"] = model.constant
-        arrays |= {f"model/coefficients_{t}": c for t, c in enumerate(model.coefficients)}
-    else:
-        arrays |= {"model/quadratic_form": model.quadratic_form, "model/anchor": model.anchor}
-    return {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items()}
+    return {
+        f"terms/{index}/{name}": np.asarray(values, dtype=np.float64)
+        for index, term in enumerate(functional.terms)
+        for name, values in (_transform_arrays(term.transform) | _model_arrays(term.model)).items()
+    }
 
 
-def build(specification: Header, arrays: Arrays) -> LearnedExchange:
+def build(specification: Header, arrays: Arrays) -> LearnedFunctional:
     """The functional of a specification and its arrays.
 
     Raises:
         ValueError: Values or shapes that do not fit one another.
         KeyError, TypeError, AttributeError: The specification is incomplete or of another kind.
     """
-    given = specification["descriptors"]["nldf"]
+    name = specification["name"]
+    if not isinstance(name, str):
+        raise TypeError(f"name {name!r}")
+    descriptors = _build_descriptors(specification["descriptors"])
+    terms = specification["terms"]
+    shapes = {
+        f"terms/{index}/{name}": shape
+        for index, term in enumerate(terms)
+        for name, shape in _term_shapes(term, descriptors).items()
+    }
+    _check_shapes(shapes, arrays)
+    built = (
+        _build_term(term, _without_prefix(arrays, f"terms/{index}/"))
+        for index, term in enumerate(terms)
+    )
+    return LearnedFunctional(name, descriptors, tuple(built))
+
+
+# Energy terms.
+
+_EXCHANGE = "exchange"
+_CORRELATION = "correlation"
+
+
+def _term_specification(term: ExchangeTerm | CorrelationTerm) -> Header:
+    own: Header = {"kind": _EXCHANGE}
+    if isinstance(term, CorrelationTerm):
+        own = {"kind": _CORRELATION, "density_scale": term.density_scale}
+    return {
+        **own,
+        "baseline": term.baseline,
+        "transform": _transform_specification(term.transform),
+        "model": _model_specification(term.model),
+    }
+
+
+def _term_shapes(specification: Header, descriptors: Descriptors) -> Shapes:
+    inputs = sum(len(values) for values in descriptors.ueg)
+    if specification["kind"] == _CORRELATION:
+        inputs += 1  # the density itself
+    transform, model = specification["transform"], specification["model"]
+    return _transform_shapes(transform, descriptors) | _model_shapes(model, inputs)
+
+
+def _build_term(specification: Header, arrays: Arrays) -> ExchangeTerm | CorrelationTerm:
+    baseline = specification["baseline"]
+    transform = _build_transform(specification["transform"], arrays)
+    model = _build_model(specification["model"], arrays)
+    if specification["kind"] == _EXCHANGE:
+        return ExchangeTerm(baseline, transform, model)
+    if specification["kind"] != _CORRELATION:
+        raise TypeError(f"an energy term of kind {specification['kind']!r}")
+    return CorrelationTerm(baseline, specification["density_scale"], transform, model)
+
+
+# Descriptors.
+
+
+def _build_descriptors(specification: Header) -> Descriptors:
+    given = specification["nldf"]
     nldf = None
     if given is not None:
         nldf = Nldf(
             NldfExponent(**given["source_exponent"]),
             tuple(NldfExponent(**constants) for constants in given["exponents"]),
         )
-    descriptors = Descriptors(specification["descriptors"]["level"], nldf)
-    name = specification["name"]
-    if not isinstance(name, str):
-        raise TypeError(f"name {name!r}")
-    transform, model = specification["transform"], specification["model"]
-    shapes = _transform_shapes(transform, descriptors) | _model_shapes(model, descriptors)
-    _check_shapes(shapes, arrays)
-    return LearnedExchange(
-        name=name,
-        baseline=specification["baseline"],
-        descriptors=descriptors,
-        transform=_build_transform(transform, arrays),
-        model=_build_model(model, arrays),
-    )
-
-
-# Descriptors.
+    return Descriptors(specification["level"], nldf, specification["kinetic"])
 
 
 def _nldf_specification(nldf: Nldf) -> Header:
@@ -139,6 +172,21 @@ def _transform_specification(transform: InputTransform | FractionTransform) -> H
     return {"squash_radius": InputTransform.SQUASH_RADIUS}
 
 
+def _transform_arrays(transform: InputTransform | FractionTransform) -> Arrays:
+    if isinstance(transform, FractionTransform):
+        return {
+            "transform/ratios": transform.ratios,
+            "transform/scales": transform.scales,
+            "transform/offsets": transform.offsets,
+        }
+    return {
+        "transform/semilocal_mean": transform.semilocal_mean,
+        "transform/semilocal_scale": transform.semilocal_scale,
+        "transform/regression": transform.regression,
+        "transform/whitening": transform.whitening,
+    }
+
+
 def _transform_shapes(specification: Header, descriptors: Descriptors) -> Shapes:
     semilocal, nonlocal_ = (len(values) for values in descriptors.ueg)
     if specification.get("kind") == _FRACTIONS:
@@ -164,24 +212,48 @@ def _build_transform(specification: Header, arrays: Arrays) -> InputTransform | 
 
 _SPLINE = "additive spline"
 _GAUSSIAN_PROCESS = "quadratic Gaussian process"
+_RADIAL_BASIS = "radial basis"
+
+Model = QuadraticGaussianProcess | AdditiveSpline | RadialBasis
 
 
-def _model_specification(model: QuadraticGaussianProcess | AdditiveSpline) -> Header:
+def _model_specification(model: Model) -> Header:
     if isinstance(model, AdditiveSpline):
         return {
             "kind": _SPLINE,
             "knots": [{"low": k.low, "high": k.high, "count": k.count} for k in model.knots],
             "terms": [list(inputs) for inputs in model.terms],
         }
+    if isinstance(model, RadialBasis):
+        return {"kind": _RADIAL_BASIS, "control_points": len(model.control_points)}
     return {"kind": _GAUSSIAN_PROCESS, "degree": model.degree}
 
 
-def _model_shapes(specification: Header, descriptors: Descriptors) -> Shapes:
-    inputs = sum(len(values) for values in descriptors.ueg)
+def _model_arrays(model: Model) -> Arrays:
+    if isinstance(model, AdditiveSpline):
+        coefficients = {f"model/coefficients_{t}": c for t, c in enumerate(model.coefficients)}
+        return {"model/constant": model.constant, **coefficients}
+    if isinstance(model, RadialBasis):
+        return {
+            "model/control_points": model.control_points,
+            "model/weights": model.weights,
+            "model/exponents": model.exponents,
+        }
+    return {"model/quadratic_form": model.quadratic_form, "model/anchor": model.anchor}
+
+
+def _model_shapes(specification: Header, inputs: int) -> Shapes:
+    if specification["kind"] == _RADIAL_BASIS:
+        (count,) = _integers([specification["control_points"]])
+        return {
+            "model/control_points": (count, inputs),
+            "model/weights": (count,),
+            "model/exponents": (inputs,),
+        }
     if specification["kind"] == _SPLINE:
         knots, terms = _knots_and_terms(specification)
         if len(knots) != inputs:
-            raise ValueError(f"knots of {len(knots)} inputs, but there are {inputs} descriptors")
+            raise ValueError(f"knots of {len(knots)} inputs, but there are {inputs} of them")
         shapes: Shapes = {"model/constant": ()}
         for t, shape in enumerate(spline_shapes(knots, terms)):
             shapes[f"model/coefficients_{t}"] = shape
@@ -193,10 +265,10 @@ def _model_shapes(specification: Header, descriptors: Descriptors) -> Shapes:
     return {"model/quadratic_form": (basis, basis), "model/anchor": (inputs,)}
 
 
-def _build_model(
-    specification: Header, arrays: Arrays
-) -> QuadraticGaussianProcess | AdditiveSpline:
+def _build_model(specification: Header, arrays: Arrays) -> Model:
     own = _without_prefix(arrays, "model/")
+    if specification["kind"] == _RADIAL_BASIS:
+        return RadialBasis(**own)
     if specification["kind"] == _SPLINE:
         knots, terms = _knots_and_terms(specification)
         coefficients = tuple(own[f"coefficients_{t}"] for t in range(len(terms)))

@@ -12,7 +12,8 @@ GRADIENT_SCALE = 0.25
 """The bounded gradient is zero where p is one over this."""
 
 _LEAST_ALPHA = -0.5
-"""Orbitals have alpha >= 0; less comes from a broken density matrix, and -1 would be a pole."""
+"""Orbitals have alpha >= 0, and tau as well; less comes from a broken density matrix, and -1 would
+be a pole."""
 
 
 def reduced_gradient_squared(
@@ -63,3 +64,11 @@ def bounded_isoorbital(
 ) -> Float[Array, "*shape"]:
     """Iso-orbital indicator mapped to (-1, 1): ``(alpha - 1) / (alpha + 1)``."""
     return 1 - 2 / (isoorbital_indicator(rho, sigma, tau) + 1)
+
+
+def bounded_kinetic_ratio(
+    rho: Float[Array, "*shape"], sigma: Float[Array, "*shape"], tau: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    r"""Kinetic energy density mapped to [-1, 1): :math:`(\tau - \tau_0)/(\tau + \tau_0)`."""
+    ratio = jnp.maximum(tau / thomas_fermi_tau(rho), _LEAST_ALPHA)
+    return 1 - 2 / (ratio + 1)

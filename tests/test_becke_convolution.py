@@ -7,7 +7,7 @@ import pytest
 from molecules import MOLECULES, molecule_density
 from threadpoolctl import threadpool_limits
 
-from cider.exchange import safe_ingredients
+from cider.descriptors import safe_ingredients
 from cider.features.atomic_shells import partition_of_unity
 from cider.features.nldf import Nldf, NldfExponent
 from cider.plugins.pyscf.grids import becke_convolution

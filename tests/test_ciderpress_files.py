@@ -22,9 +22,9 @@ from cider.conventions import (
     REDUCED_GRADIENT_PREFACTOR,
     THOMAS_FERMI_PREFACTOR,
 )
-from cider.exchange import LearnedExchange
 from cider.files import load_functional
 from cider.input_transform import bounded_ratio
+from cider.learned_functional import LearnedFunctional
 
 EVERY = pytest.mark.parametrize("name", MODELS)
 HEAD = "!!python/object:ciderpress.dft.xc_evaluator.MappedXC\n"
@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "MODEL.yaml"
 
 
-def read(path: Path, text: str | bytes) -> LearnedExchange:
+def read(path: Path, text: str | bytes) -> LearnedFunctional:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return load_ciderpress(path)
 
@@ -58,9 +58,10 @@ def density(count: int = 400) -> tuple[np.ndarray, ...]:
 @EVERY
 def test_enhancement_is_the_published_one(name: str, path: Path) -> None:
     model = MODELS[name]
-    exchange = read(path, model.text())
+    functional = read(path, model.text())
+    (exchange,) = functional.terms
     rho, sigma, tau, p, alpha, features = density()
-    descriptors = exchange.descriptors
+    descriptors = functional.descriptors
     is_mgga = descriptors.level == "MGGA"
     semilocal, nonlocal_ = type(descriptors)(descriptors.level)(
         jnp.asarray(rho), jnp.asarray(sigma), jnp.asarray(tau) if is_mgga else None, None
@@ -72,7 +73,7 @@ def test_enhancement_is_the_published_one(name: str, path: Path) -> None:
     # Alpha comes from a difference that cancels where it is small beside p.
     np.testing.assert_allclose(found, model.correction(p, alpha, features), atol=1e-11)
     assert exchange.baseline == model.baseline
-    assert exchange.name == "MODEL"
+    assert functional.name == "MODEL"
 
 
 @pytest.mark.usefixtures("x64")
@@ -308,13 +309,14 @@ def test_damaged_values(old: str, new: str, message: str, path: Path) -> None:
     [
         ("xc_evaluator.SplineSetEvaluator", "xc_evaluator.NNEvaluator", "neural networks"),
         ("settings.EmptySettings", "settings.SDMXFullSettings", "SDMX features"),
-        ("xc_evaluator.MappedXC", "xc_evaluator2.MappedXC2", "learned correlation"),
-        ("xc_evaluator.SplineSetEvaluator", "xc_evaluator.RBFEvaluator", "control points"),
-        ("transform_data.UMap", "transform_data.SLXMap", "other input maps"),
+        ("xc_evaluator.MappedXC", "xc_evaluator2.Other", "other energies"),
+        ("xc_evaluator.SplineSetEvaluator", "xc_evaluator.KernelEvaluator", "other models"),
+        ("transform_data.UMap", "transform_data.WMap", "other input maps"),
+        ("transform_data.UMap", "transform_data.SLXMap", "each feature once"),
         ("baselines.lda_x", "baselines.one_xc", "other baselines"),
         ("mode: SEP", "mode: NPOL", "spin-scaled exchange"),
         ("mode: np", "mode: ns", "semilocal features 'ns'"),
-        ("libxc_baseline: null", "libxc_baseline: GGA_C_PBE", "several energies"),
+        ("libxc_baseline: null", "libxc_baseline: GGA_C_PBE", "functional of libxc"),
         (
             "_mul_basefunc: !!python/name:ciderpress.dft.baselines.lda_x",
             "_mul_basefunc: !!python/name:ciderpress.dft.baselines.gga_x_pbe",
@@ -363,4 +365,4 @@ def test_random_damage_gives_a_clear_error_or_a_model(path: Path) -> None:
             exchange = read(path, bytes(changed))
         except (CiderpressFileError, NotImplementedError):
             continue
-        assert isinstance(exchange, LearnedExchange)
+        assert isinstance(exchange, LearnedFunctional)

@@ -13,7 +13,8 @@ from toy_functionals import toy_exchange, toy_nldf
 
 from cider.conventions import DENSITY_CUTOFF, THOMAS_FERMI_PREFACTOR
 from cider.density import Density
-from cider.exchange import Descriptors, LearnedExchange, safe_ingredients
+from cider.descriptors import Descriptors, safe_ingredients
+from cider.exchange import ExchangeTerm
 from cider.features import semilocal
 from cider.features.convolution import DirectConvolution
 from cider.features.gaussian_ladder import GaussianLadder, ladder_exponents
@@ -288,7 +289,7 @@ def test_missing_fields_and_unknown_levels_are_named():
     with pytest.raises(ValueError, match="semilocal: it has no sources"):
         exchange.sources(density)
     with pytest.raises(ValueError, match=r"unknown baseline 'B3LYP'.*GGA_X_PBE"):
-        LearnedExchange("x", "B3LYP", exchange.descriptors, exchange.transform, exchange.model)
+        ExchangeTerm("B3LYP", exchange.terms[0].transform, exchange.terms[0].model)
 
 
 def test_shapes_that_do_not_fit_raise():
@@ -339,7 +340,7 @@ def test_energy_vanishes_below_the_cutoff_even_beside_nan(level):
     grad_rho[0, :, 0], grad_rho[0, :, 1] = np.nan, np.inf
 
     def total(density):
-        energies = exchange.energy_density(density, None)
+        energies = exchange.energy_density(density, (None,))
         return energies.sum(), energies
 
     (_, energies), derivative = jax.jit(jax.value_and_grad(total, has_aux=True))(

@@ -10,7 +10,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from toy_functionals import toy_exchange, toy_nldf, toy_spline_exchange
+from toy_functionals import toy_exchange, toy_nldf, toy_spline_exchange, toy_xc
 
 from cider import files
 from cider.features.nldf import NldfExponent
@@ -28,6 +28,7 @@ KINDS = {
     "mgga": lambda: toy_exchange("MGGA"),
     "nldf": lambda: toy_exchange("MGGA", toy_nldf()),
     "spline": lambda: toy_spline_exchange("MGGA", toy_nldf()),
+    "exchange and correlation": lambda: toy_xc(toy_nldf()),
 }
 
 
@@ -119,9 +120,9 @@ def test_provenance_must_be_json(tmp_path: Path) -> None:
 def test_infinite_weights_are_not_written(tmp_path: Path) -> None:
     exchange = toy_exchange("GGA")
     broken = eqx.tree_at(
-        lambda e: e.model.quadratic_form, exchange, exchange.model.quadratic_form * np.nan
+        lambda e: e.terms[0].model.quadratic_form, exchange, replace_fn=lambda q: q * np.nan
     )
-    with pytest.raises(ValueError, match=r"model/quadratic_form holds NaN"):
+    with pytest.raises(ValueError, match=r"terms/0/model/quadratic_form holds NaN"):
         save_functional(tmp_path / "f.h5", broken, {})
 
 
@@ -174,22 +175,46 @@ def test_foreign_hdf5(tmp_path: Path) -> None:
 
 def test_newer_format_version(path: Path) -> None:
     _rewrite(path, lambda header: header.update(format_version=files.FORMAT_VERSION + 1))
-    with pytest.raises(FunctionalFileError, match=r"reads up to 1; update it"):
+    with pytest.raises(FunctionalFileError, match=r"reads up to 2; update it"):
         load_functional(path)
+
+
+def test_file_of_version_1() -> None:
+    """One exchange energy; the file was written by the code that had no other."""
+    path = Path(__file__).parent / "files" / "format_version_1.h5"
+    assert eqx.tree_equal(load_functional(path), toy_exchange("GGA", toy_nldf()))
+    np.testing.assert_array_equal(load_posterior(path)["factor"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda functional: functional.pop("baseline"),
+        lambda functional: functional.pop("name"),
+        lambda functional: functional.update(descriptors=None),
+        lambda functional: functional.update(transform=[]),
+    ],
+)
+def test_damaged_file_of_version_1(change, tmp_path: Path) -> None:
+    content = (Path(__file__).parent / "files" / "format_version_1.h5").read_bytes()
+    (tmp_path / "f.h5").write_bytes(content)
+    _rewrite(tmp_path / "f.h5", lambda header: change(header["functional"]))
+    with pytest.raises(FunctionalFileError):
+        load_functional(tmp_path / "f.h5")
 
 
 def test_older_format_version_is_upgraded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rename(header: files.Header, arrays: files.Arrays) -> tuple[files.Header, files.Arrays]:
         return header | {"functional": header["functional"] | {"name": "upgraded"}}, arrays
 
-    monkeypatch.setattr(files, "FORMAT_VERSION", 2)
-    monkeypatch.setattr(files, "_UPGRADES", {1: rename})
+    monkeypatch.setattr(files, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(files, "_UPGRADES", {2: rename})
     assert load_functional(path).name == "upgraded"
 
 
 def test_hash_mismatch(path: Path) -> None:
     with h5py.File(path, "r+") as file:
-        file["model/anchor"][0] += 1e-3
+        file["terms/0/model/anchor"][0] += 1e-3
     with pytest.raises(FunctionalFileError, match="does not match its hash"):
         load_functional(path)
 
@@ -202,9 +227,9 @@ def test_other_constants_of_the_code(path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_wrong_shape(path: Path) -> None:
     def shorten(file: h5py.File) -> None:
-        values = file["transform/semilocal_mean"][:1]
-        del file["transform/semilocal_mean"]
-        file["transform/semilocal_mean"] = values
+        values = file["terms/0/transform/semilocal_mean"][:1]
+        del file["terms/0/transform/semilocal_mean"]
+        file["terms/0/transform/semilocal_mean"] = values
 
     _rewrite(path, change_file=shorten)
     with pytest.raises(FunctionalFileError, match=r"semilocal_mean has shape \(1,\).* need \(2,\)"):
@@ -212,7 +237,9 @@ def test_wrong_shape(path: Path) -> None:
 
 
 def test_missing_or_surplus_array(path: Path) -> None:
-    _rewrite(path, change_file=lambda file: file.move("model/anchor", "model/anker"))
+    _rewrite(
+        path, change_file=lambda file: file.move("terms/0/model/anchor", "terms/0/model/anker")
+    )
     with pytest.raises(FunctionalFileError, match=r"do not fit.*model/anchor.*model/anker"):
         load_functional(path)
 
@@ -220,15 +247,15 @@ def test_missing_or_surplus_array(path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda functional: functional.pop("model"),
+        lambda functional: functional.pop("terms"),
         lambda functional: functional.update(name=3),
-        lambda functional: functional.update(baseline="B3LYP"),
+        lambda functional: functional["terms"][0].update(baseline="B3LYP"),
         lambda functional: functional["descriptors"].update(level="LDA"),
         lambda functional: functional["descriptors"]["nldf"].update(exponents=[]),
         lambda functional: functional["descriptors"]["nldf"]["exponents"][0].update(A=-1.0),
         lambda functional: functional["descriptors"]["nldf"]["exponents"][0].update(D=1.0),
         lambda functional: functional["descriptors"]["nldf"].update(version="k"),
-        lambda functional: functional["model"].update(kind="neural network"),
+        lambda functional: functional["terms"][0]["model"].update(kind="neural network"),
     ],
 )
 def test_other_specification(change, path: Path) -> None:
@@ -240,15 +267,15 @@ def test_other_specification(change, path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda functional: functional["transform"].update(powers=[1, 2]),
-        lambda functional: functional["transform"].update(powers=[1, 3, 1, 1, 1]),
-        lambda functional: functional["model"]["knots"].pop(),
-        lambda functional: functional["model"]["knots"][0].update(count=4),
-        lambda functional: functional["model"]["knots"][0].update(count=5.0),
-        lambda functional: functional["model"]["knots"][0].update(low=2.0),
-        lambda functional: functional["model"]["terms"].pop(),
-        lambda functional: functional["model"]["terms"].append([5]),
-        lambda functional: functional["model"]["terms"].__setitem__(0, [0.0]),
+        lambda functional: functional["terms"][0]["transform"].update(powers=[1, 2]),
+        lambda functional: functional["terms"][0]["transform"].update(powers=[1, 3, 1, 1, 1]),
+        lambda functional: functional["terms"][0]["model"]["knots"].pop(),
+        lambda functional: functional["terms"][0]["model"]["knots"][0].update(count=4),
+        lambda functional: functional["terms"][0]["model"]["knots"][0].update(count=5.0),
+        lambda functional: functional["terms"][0]["model"]["knots"][0].update(low=2.0),
+        lambda functional: functional["terms"][0]["model"]["terms"].pop(),
+        lambda functional: functional["terms"][0]["model"]["terms"].append([5]),
+        lambda functional: functional["terms"][0]["model"]["terms"].__setitem__(0, [0.0]),
     ],
 )
 def test_other_specification_of_a_spline(change, tmp_path: Path) -> None:
@@ -258,14 +285,55 @@ def test_other_specification_of_a_spline(change, tmp_path: Path) -> None:
         load_functional(tmp_path / "f.h5")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda functional: functional.update(terms=[]),
+        lambda functional: functional.update(terms={}),
+        lambda functional: functional["terms"].pop(),
+        lambda functional: functional["terms"].append({}),
+        lambda functional: functional["terms"].reverse(),
+        lambda functional: functional["descriptors"].update(kinetic="beta"),
+        lambda functional: functional["descriptors"].pop("kinetic"),
+        lambda functional: functional["terms"][0].update(kind="dispersion"),
+        lambda functional: functional["terms"][0].update(kind="correlation"),
+        lambda functional: functional["terms"][1].update(kind="exchange"),
+        lambda functional: functional["terms"][1].update(baseline="GGA_X_PBE"),
+        lambda functional: functional["terms"][1].update(density_scale=-1.0),
+        lambda functional: functional["terms"][1].update(density_scale="2.5"),
+        lambda functional: functional["terms"][1].pop("density_scale"),
+        lambda functional: functional["terms"][1]["model"].update(control_points=8),
+        lambda functional: functional["terms"][1]["model"].update(control_points=9.0),
+        lambda functional: functional["terms"][1]["model"].update(control_points=0),
+        lambda functional: functional["terms"][1]["model"].pop("control_points"),
+    ],
+)
+def test_other_specification_of_exchange_and_correlation(change, tmp_path: Path) -> None:
+    save_functional(tmp_path / "f.h5", toy_xc(), {})
+    _rewrite(tmp_path / "f.h5", lambda header: change(header["functional"]))
+    with pytest.raises(FunctionalFileError):
+        load_functional(tmp_path / "f.h5")
+
+
+def test_exponents_of_a_radial_basis_are_positive(tmp_path: Path) -> None:
+    save_functional(tmp_path / "f.h5", toy_xc(), {})
+
+    def turn(file: h5py.File) -> None:
+        file["terms/1/model/exponents"][0] *= -1
+
+    _rewrite(tmp_path / "f.h5", change_file=turn)
+    with pytest.raises(FunctionalFileError, match="must be positive"):
+        load_functional(tmp_path / "f.h5")
+
+
 def test_nothing_outside_the_file_is_read(path: Path, tmp_path: Path) -> None:
     """A link to another file is as good as no array."""
     other = tmp_path / "other.h5"
     other.write_bytes(path.read_bytes())
 
     def link(file: h5py.File) -> None:
-        del file["model/anchor"]
-        file["model/anchor"] = h5py.ExternalLink(str(other), "model/anchor")
+        del file["terms/0/model/anchor"]
+        file["terms/0/model/anchor"] = h5py.ExternalLink(str(other), "terms/0/model/anchor")
 
     _rewrite(path, change_file=link)
     with pytest.raises(FunctionalFileError, match="model/anchor"):

@@ -228,12 +228,12 @@ def test_convolution_follows_grid_and_geometry(molecule, monkeypatch):
     mol, grids, _ = molecule
     ni, functional = CiderNumInt(), KINDS["nldf"]
     for _ in range(2):
-        ni._convolution_of(mol, grids, functional.exchange.descriptors.nldf)
+        ni._convolution_of(mol, grids, functional.learned.descriptors.nldf)
     assert len(built) == 1
     grids.coords[0, 0] += 1e-3
-    ni._convolution_of(mol, grids, functional.exchange.descriptors.nldf)
+    ni._convolution_of(mol, grids, functional.learned.descriptors.nldf)
     assert len(built) == 2
     grids.atom_grid = (10, 14)
     grids.build(with_non0tab=True)
-    ni._convolution_of(mol, grids, functional.exchange.descriptors.nldf)
+    ni._convolution_of(mol, grids, functional.learned.descriptors.nldf)
     assert len(built) == 3 and built[2] < built[1]

@@ -68,7 +68,7 @@ def test_unknown_name_lists_all(folder: Path) -> None:
 def test_file_in_the_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "mine").write_bytes((folder / "x-toy.h5").read_bytes())
-    assert CiderFunctional("mine").exchange.name == "x-toy"
+    assert CiderFunctional("mine").learned.name == "x-toy"
 
 
 def test_missing_path(folder: Path) -> None:
@@ -89,5 +89,5 @@ def test_damaged_installation(folder: Path) -> None:
 def test_shipped_functional(name: str) -> None:
     """The registry, the file's own name and its hash agree."""
     functional = CiderFunctional(name)
-    assert functional.exchange.name == resolve(name).exchange_name
+    assert functional.learned.name == resolve(name).exchange_name
     assert resolve(name).path.is_file()

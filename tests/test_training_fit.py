@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from pyscf import dft
 
-from cider.exchange import LearnedExchange
+from cider.exchange import ExchangeTerm
 from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
+from cider.learned_functional import LearnedFunctional
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.training import fit as fitting
 from cider.training.descriptors import (
@@ -280,11 +281,13 @@ def _functional(points):
         anchor = uniform_gas_anchor(descriptors, transform)
         half = 0.02 * np.random.default_rng(2).normal(size=(1 + 4 * DEGREE,) * 2)
         model = QuadraticGaussianProcess(half + half.T, anchor, DEGREE)
-        return LearnedExchange("test", "GGA_X_PBE", descriptors, transform, model)
+        exchange = ExchangeTerm("GGA_X_PBE", transform, model)
+        return LearnedFunctional("test", descriptors, (exchange,))
 
 
 def test_integrals_give_the_energy_of_the_functional(reference, points):
     functional = _functional(points)
+    exchange = functional.terms[0]
     mol, dm = read_density(reference)
     grids = dft.gen_grid.Grids(mol)
     grids.level = 0
@@ -293,19 +296,20 @@ def test_integrals_give_the_energy_of_the_functional(reference, points):
     density = density_on_grid(mol, grids.coords, dm)
     linear_map = becke_convolution(mol, grids, nldf)
     direct = functional.energy(density, jnp.asarray(grids.weights), linear_map)
-    matrix = integrate(points, functional.transform, functional.model.anchor, DEGREE)
-    learned = np.sum(matrix * functional.model.quadratic_form)
+    matrix = integrate(points, exchange.transform, exchange.model.anchor, DEGREE)
+    learned = np.sum(matrix * exchange.model.quadratic_form)
     # Single precision of the stored descriptors and the dropped points: 1e-7 Ha each at most.
     energy = baseline_energy(points, "GGA_X_PBE") + learned
     assert energy == pytest.approx(float(direct), abs=2e-7)
-    low, high = enhancement_range(points, "GGA_X_PBE", functional.transform, functional.model)
+    low, high = enhancement_range(points, "GGA_X_PBE", exchange.transform, exchange.model)
     assert low < high
 
 
 def test_the_uniform_gas_is_exact(points):
     functional = _functional(points)
-    inputs = functional.transform(*map(jnp.asarray, functional.descriptors.ueg))
-    assert float(jnp.abs(functional.model(inputs))[0]) < 1e-14
+    exchange = functional.terms[0]
+    inputs = exchange.transform(*map(jnp.asarray, functional.descriptors.ueg))
+    assert float(jnp.abs(exchange.model(inputs))[0]) < 1e-14
     t = chebyshev_basis(inputs, DEGREE)
     assert t.shape == (1, 1 + 4 * DEGREE)
-    assert isinstance(functional.transform, InputTransform)
+    assert isinstance(exchange.transform, InputTransform)

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cider.exchange import LearnedExchange
 from cider.files import load_functional, load_posterior, read_header
+from cider.learned_functional import LearnedFunctional
 from cider.training.command_line import main
 
 RECIPE = """
@@ -66,7 +66,7 @@ def output(recipe, tmp_path_factory) -> Path:
 
 def test_functional_and_report(output):
     path = output / "x-tiny.h5"
-    assert isinstance(load_functional(path), LearnedExchange)
+    assert isinstance(load_functional(path), LearnedFunctional)
     header = read_header(path)["provenance"]
     assert header["densities"] == {"PBE": 6, "HF": 5}  # ions have the first alone
     assert "HF/ion" not in (output / "report" / "report.md").read_text()

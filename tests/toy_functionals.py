@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from cider.additive_spline import AdditiveSpline, UniformKnots
-from cider.exchange import Descriptors, LearnedExchange
+from cider.correlation import CorrelationTerm
+from cider.descriptors import Descriptors
+from cider.exchange import ExchangeTerm
 from cider.features.nldf import Nldf, NldfExponent
 from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import FractionTransform, InputTransform
+from cider.learned_functional import LearnedFunctional
+from cider.radial_basis import RadialBasis
 
 
 def toy_nldf() -> Nldf:
@@ -20,7 +24,7 @@ def toy_nldf() -> Nldf:
 
 def toy_exchange(
     level: str = "MGGA", nldf: Nldf | None = None, size: float = 1e-3, name: str = "toy"
-) -> LearnedExchange:
+) -> LearnedFunctional:
     """A functional whose learned part is of the given size; exactly its baseline for size zero."""
     descriptors = Descriptors(level, nldf)
     semilocal, nonlocal_ = (len(values) for values in descriptors.ueg)
@@ -36,10 +40,10 @@ def toy_exchange(
     with jax.enable_x64(True):
         anchor = np.asarray(transform(*map(jnp.asarray, descriptors.ueg)))[:, 0]
     model = QuadraticGaussianProcess(half + half.T, anchor, degree)
-    return LearnedExchange(name, "GGA_X_PBE", descriptors, transform, model)
+    return LearnedFunctional(name, descriptors, (ExchangeTerm("GGA_X_PBE", transform, model),))
 
 
-def toy_spline_exchange(level: str = "MGGA", nldf: Nldf | None = None) -> LearnedExchange:
+def toy_spline_exchange(level: str = "MGGA", nldf: Nldf | None = None) -> LearnedFunctional:
     """The same with an additive spline, which is shifted to vanish in the uniform gas.
 
     Its inputs are linear fractions: of alpha squared, the slope would be rounding where there is
@@ -60,7 +64,32 @@ def toy_spline_exchange(level: str = "MGGA", nldf: Nldf | None = None) -> Learne
     coefficients = tuple(
         1e-3 * random.normal(size=[knots[i].num_splines for i in term]) for term in terms
     )
-    parts = ("toy spline", "GGA_X_CHACHIYO", descriptors, transform)
-    model = AdditiveSpline(knots, terms, coefficients, np.array(0.0))
-    shift = LearnedExchange(*parts, model).uniform_gas_correction()
-    return LearnedExchange(*parts, AdditiveSpline(knots, terms, coefficients, np.array(-shift)))
+
+    def exchange(constant: float) -> ExchangeTerm:
+        spline = AdditiveSpline(knots, terms, coefficients, np.array(constant))
+        return ExchangeTerm("GGA_X_CHACHIYO", transform, spline)
+
+    shift = exchange(0.0).uniform_gas_correction(descriptors)
+    return LearnedFunctional("toy spline", descriptors, (exchange(-shift),))
+
+
+def toy_xc(nldf: Nldf | None = None, size: float = 0.05) -> LearnedFunctional:
+    """Exchange and correlation, with a radial basis in both; exactly PBE for size zero."""
+    descriptors = Descriptors("MGGA", nldf, "tau/tau_0")
+    inputs = sum(len(values) for values in descriptors.ueg)
+    random = np.random.default_rng(7)
+    transform = FractionTransform(
+        powers=(1,) * inputs,
+        ratios=random.uniform(0.5, 2, size=inputs),
+        scales=np.ones(inputs),
+        offsets=np.zeros(inputs),
+    )
+
+    def radial_basis(inputs: int) -> RadialBasis:
+        control_points = random.uniform(size=(9, inputs))
+        exponents = random.uniform(0.5, 5, size=inputs)
+        return RadialBasis(control_points, size * random.normal(size=9), exponents)
+
+    exchange = ExchangeTerm("GGA_X_PBE", transform, radial_basis(inputs))
+    correlation = CorrelationTerm("GGA_C_PBE", 2.5, transform, radial_basis(inputs + 1))
+    return LearnedFunctional("toy xc", descriptors, (exchange, correlation))

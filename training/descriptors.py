@@ -21,7 +21,7 @@ from rich.console import Console
 
 from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, float64
 from cider.density import Density
-from cider.exchange import Descriptors, safe_ingredients
+from cider.descriptors import Descriptors, safe_ingredients
 from cider.features import gaussian_ladder
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf, NldfExponent

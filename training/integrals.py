@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from cider.baselines import BASELINES
 from cider.conventions import REDUCED_GRADIENT_PREFACTOR, float64
-from cider.exchange import Descriptors
+from cider.descriptors import Descriptors
 from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
 from cider.training.descriptors import DescriptorReader, PointSet, read_points

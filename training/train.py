@@ -13,10 +13,11 @@ from jaxtyping import Float
 from rich.console import Console
 
 from cider.conventions import KCAL_PER_MOL
-from cider.exchange import LearnedExchange
+from cider.exchange import ExchangeTerm
 from cider.files import save_functional
 from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import InputTransform
+from cider.learned_functional import LearnedFunctional
 from cider.training.configuration import RecipeError, to_table
 from cider.training.descriptors import (
     Convolution,
@@ -61,7 +62,7 @@ _ENOUGH_TUNING = 50
 class Trained:
     """What a run made: the functional, its file and report, and what had to be left out."""
 
-    functional: LearnedExchange
+    functional: LearnedFunctional
     path: Path
     report: Path
     evaluations: Mapping[str, Evaluation]
@@ -158,7 +159,8 @@ def _train_on(
     problem = build_problem(training, integrals, degree, held=held)
     fitted = fit(problem, choice, len(descriptors.ueg[0]), recipe.seed)
     model = QuadraticGaussianProcess(fitted.quadratic_form, anchor, choice.chebyshev_degree)
-    functional = LearnedExchange(recipe.name, choice.baseline, descriptors, transform, model)
+    exchange = ExchangeTerm(choice.baseline, transform, model)
+    functional = LearnedFunctional(recipe.name, descriptors, (exchange,))
 
     predict = _Predictor(fitted, integrals, training, {})
     totals = [o for d in recipe.densities for o in total_observations(energies, systems, d)]

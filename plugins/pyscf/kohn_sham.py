@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 from pyscf import lib
 from pyscf.dft.numint import NumInt
 
-from cider.exchange import LearnedExchange
 from cider.functional import CiderFunctional
+from cider.learned_functional import LearnedFunctional
 from cider.plugins.pyscf.libxc import answer_for_density_fitting, check_libxc_terms
 from cider.plugins.pyscf.numint import CiderNumInt
 from cider.registry import registered_names
@@ -52,7 +52,7 @@ def _detach(mf: Any) -> None:
 def _reject_lookalikes(value: Any) -> None:
     """Refuse what was meant as a learned functional and PySCF would misread."""
     by_name = isinstance(value, str) and value.lower() in registered_names()
-    if by_name or isinstance(value, LearnedExchange | os.PathLike) or value is CiderFunctional:
+    if by_name or isinstance(value, LearnedFunctional | os.PathLike) or value is CiderFunctional:
         raise TypeError(
             f"mf.xc = {value!r} is not what PySCF runs: wrap it, as in "
             "mf.xc = CiderFunctional('x-nldf', correlation='GGA_C_PBE')"

@@ -114,9 +114,11 @@ def _test_deriv_order(functional: CiderFunctional, deriv: int, raise_error: bool
 
 
 def _reference(functional: CiderFunctional) -> list[str]:
-    learned = f"{functional.exchange.name}: learned exchange, Bystrom, Kozinsky, PRB 110, 075130"
+    learned = functional.learned
+    kind = "exchange and correlation" if learned.has_correlation else "exchange"
+    reference = f"{learned.name}: learned {kind}, Bystrom, Kozinsky, PRB 110, 075130"
     others = [libxc.xc_reference(name) for _, name in functional.libxc_terms]
-    return [learned, *(line for lines in others for line in lines)]
+    return [reference, *(line for lines in others for line in lines)]
 
 
 _ANSWERS: dict[str, Callable[..., Any]] = {

@@ -145,7 +145,7 @@ class CiderNumInt(numint.NumInt):
         """Energy, and its derivative by rho, grad rho and tau at each point."""
         _check_density(rho, grids.weights)
         convolution = None
-        nldf = functional.exchange.descriptors.nldf
+        nldf = functional.learned.descriptors.nldf
         if nldf is not None:
             convolution = self._convolution_of(mol, grids, nldf)
         tau = rho[:, 4] if functional.needs_tau else None
