@@ -4,6 +4,7 @@ import base64
 import dataclasses
 
 import numpy as np
+from pyscf.dft import libxc
 from scipy.interpolate import BSpline
 
 BASELINES = {"GGA_X_PBE": "gga_x_pbe", "GGA_X_CHACHIYO": "gga_x_chachiyo"}
@@ -160,6 +161,137 @@ settings: !!python/object:ciderpress.dft.settings.FeatureSettings
         return a
 
 
+@dataclasses.dataclass(frozen=True)
+class PublishedXc:
+    """Exchange and correlation by sums over a few control points, of p, tau and two NLDF."""
+
+    seed: int = 6
+
+    theta, exponents = PublishedModel.theta, PublishedModel.exponents
+    constants = PublishedModel.constants
+    gamma_n = 10.0
+
+    def control_points(self, mode: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Control points, weights and exponents of exchange (SEP) or correlation (NPOL)."""
+        inputs = {"SEP": 4, "NPOL": 5}[mode]
+        random = np.random.default_rng(self.seed + inputs)
+        points = random.uniform(-0.5, 1, size=(7, inputs))
+        return points, random.normal(size=7), random.uniform(0.5, 8, size=inputs)
+
+    # The file.
+
+    def text(self) -> str:
+        exchange = self.kernel("SEP", "LDA_X", "GGA_X_PBE")
+        correlation = self.kernel("NPOL", "GGA_C_PBE", "GGA_C_PBE")
+        normalizers = [f"{normalizer} {{const: {scalar(c)}}}" for c in self.constants]
+        return f"""\
+!!python/object:ciderpress.dft.xc_evaluator2.MappedXC2
+kernels:
+{exchange}{correlation}libxc_baseline: null
+settings: !!python/object:ciderpress.dft.settings.FeatureSettings
+  hyb_settings: {EMPTY}
+  nldf_settings: !!python/object:ciderpress.dft.settings.NLDFSettingsVJ
+    feat_params: {[list(a) for a in self.exponents]}
+    feat_specs: [se, se]
+    l0_feat_specs: []
+    l1_feat_dots: []
+    l1_feat_specs: []
+    rho_mult: one
+    theta_params: {list(self.theta)}
+  nlof_settings: {EMPTY}
+  normalizers: !!python/object:ciderpress.dft.feat_normalizer.FeatNormalizerList
+    _normalizers: [null, null, null, {", ".join(normalizers)}]
+    cutoff: 1.0e-10
+    slmode: nst
+  sdmx_settings: {EMPTY}
+  sl_settings: !!python/object:ciderpress.dft.settings.SemilocalSettings
+    level: MGGA
+    mode: nst
+vdw_eval_mode: null
+vdw_fit_info: null
+vdw_fit_term: null
+"""
+
+    def kernel(self, mode: str, factor: str, baseline: str) -> str:
+        points, weights, exponents = self.control_points(mode)
+        prefix = "!!python/object:ciderpress.dft.transform_data."
+        maps = [
+            f"{prefix}SLXMap {{gamma: {GAMMA_P}, i: 0, j: 1}}",
+            f"{prefix}SLTMap {{i: 0, j: 2}}",
+        ]
+        if mode == "NPOL":
+            maps.append(f"{prefix}SLNMap {{gamma: {self.gamma_n}, i: 0}}")
+        for i in (3, 4):
+            maps.append(
+                f"{prefix}VMap {{_bounds: !!python/tuple [-0.5, 0.5], center: {CENTER_V}, "
+                f"gamma: {GAMMA_V}, i: {i}, scale: {SCALE_V}}}"
+            )
+        return f"""\
+- !!python/object:ciderpress.dft.xc_evaluator2.MappedDFTKernel2
+  _add_basefunc: {baseline}
+  _mul_basefunc: {factor}
+  feature_list: !!python/object:ciderpress.dft.transform_data.FeatureList
+    feat_list:{"".join(f"{chr(10)}    - {m}" for m in maps)}
+  fevals:
+  - !!python/object:ciderpress.dft.xc_evaluator.RBFEvaluator
+    _X1ctrl: {array(points)}
+    _alpha: {array(weights)}
+    _exps: {array(exponents)}
+    _indexes: {array(np.arange(len(maps), dtype=np.int32))}
+    _nctrl: {len(points)}
+    _nfeat: {len(maps)}
+  mode: {mode}
+  omega: 0.0
+"""
+
+    # Its formulas.
+
+    def energy_density(
+        self, rho: np.ndarray, grad_rho: np.ndarray, tau: np.ndarray, features: np.ndarray
+    ) -> np.ndarray:
+        """Of two spin densities, with the nonlocal features of the spin-scaled ones."""
+        energies = [
+            n * eps_x
+            for n, grad, t, f in zip(rho, grad_rho, tau, features, strict=True)
+            for eps_x in [self.exchange(2 * n, 4 * np.sum(grad**2, axis=0), 2 * t, f)]
+        ]
+        sigma = np.mean(4 * np.sum(grad_rho**2, axis=1), axis=0)
+        total = rho.sum(axis=0)
+        g = self.learned("NPOL", total, sigma, tau.sum(axis=0), features.mean(axis=0))
+        ingredients = np.concatenate([rho[:, None], grad_rho], axis=1)
+        eps_c = libxc.eval_xc("GGA_C_PBE", ingredients, spin=1, deriv=0)[0]
+        return sum(energies) + total * eps_c * (1 + g)
+
+    def exchange(
+        self, rho: np.ndarray, sigma: np.ndarray, tau: np.ndarray, features: np.ndarray
+    ) -> np.ndarray:
+        """Exchange energy per electron of a closed shell."""
+        ingredients = np.array([rho, np.sqrt(sigma), 0 * rho, 0 * rho])
+        lda = libxc.eval_xc("LDA_X", rho, deriv=0)[0]
+        pbe = libxc.eval_xc("GGA_X_PBE", ingredients, deriv=0)[0]
+        return pbe + lda * self.learned("SEP", rho, sigma, tau, features)
+
+    def learned(
+        self,
+        mode: str,
+        rho: np.ndarray,
+        sigma: np.ndarray,
+        tau: np.ndarray,
+        features: np.ndarray,
+    ) -> np.ndarray:
+        """The learned part g."""
+        p = GAMMA_P * sigma / (4 * (3 * np.pi**2) ** (2 / 3) * rho ** (8 / 3))
+        tau_0 = 0.3 * (3 * np.pi**2) ** (2 / 3) * rho ** (5 / 3)
+        rows = [p / (1 + p), (tau - tau_0) / (tau + tau_0)]
+        if mode == "NPOL":
+            rows.append((1 + 3 * self.gamma_n / (4 * np.pi) * rho) ** (-1 / 3))
+        scaled = GAMMA_V * np.array(self.constants)[:, None] * features
+        x = np.array([*rows, *(SCALE_V * scaled / (1 + scaled) - CENTER_V)])
+        points, weights, exponents = self.control_points(mode)
+        squares = (x[:, None] - points.T[:, :, None]) ** 2
+        return weights @ np.exp(-np.einsum("i,img->mg", exponents, squares))
+
+
 EMPTY = "!!python/object:ciderpress.dft.settings.EmptySettings {}"
 normalizer = "!!python/object:ciderpress.dft.feat_normalizer.ConstantNormalizer"
 
@@ -172,7 +304,7 @@ def b_splines(x: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
 
 
 def array(values: np.ndarray, fortran: bool = False) -> str:
-    code = {"float64": F8, "int64": F8.replace("f8", "i8")}[str(values.dtype)]
+    code = F8.replace("f8", {"float64": "f8", "int64": "i8", "int32": "i4"}[str(values.dtype)])
     content = base64.b64encode(values.tobytes("F" if fortran else "C")).decode()
     return (
         "!!python/object/apply:numpy.core.multiarray._reconstruct {args: "
@@ -199,6 +331,7 @@ def sequence(values: tuple[float, ...]) -> str:
     return f"!!python/tuple [{', '.join(map(str, values))}]"
 
 
+XC = PublishedXc()
 MODELS = {
     "sl gga": PublishedModel(),
     "sl mgga": PublishedModel("MGGA", "GGA_X_PBE"),

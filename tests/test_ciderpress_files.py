@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from published_models import MODELS, array, scalar
+from published_models import MODELS, XC, array, scalar
 
 from cider import CiderFunctional, ciderpress_file
 from cider.baselines import BASELINES
@@ -22,6 +22,7 @@ from cider.conventions import (
     REDUCED_GRADIENT_PREFACTOR,
     THOMAS_FERMI_PREFACTOR,
 )
+from cider.density import Density
 from cider.files import load_functional
 from cider.input_transform import bounded_ratio
 from cider.learned_functional import LearnedFunctional
@@ -96,8 +97,6 @@ def test_energy_of_an_atom(name: str, path: Path) -> None:
     """Energies of open shells, by numbers of the density of PySCF alone."""
     from pyscf import dft, gto
 
-    from cider.density import Density
-
     model = MODELS[name]
     mol = gto.M(atom="N", basis="def2-svp", spin=3, verbose=0)
     mf = dft.UKS(mol, xc="PBE")
@@ -125,6 +124,50 @@ def test_energy_of_an_atom(name: str, path: Path) -> None:
     assert abs(own - total) < 1e-8
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("spins", [1, 2])
+def test_exchange_and_correlation_are_the_published_ones(spins: int, path: Path) -> None:
+    """Energies of points, of spin densities with gradients in any directions."""
+    learned = read(path, XC.text())
+    assert learned.has_correlation and learned.descriptors.needs_tau
+    random = np.random.default_rng(4)
+    rho = 10 ** random.uniform(-3, 2, size=(spins, 300))
+    grad_rho = random.normal(size=(spins, 3, 300)) * rho[:, None] ** (4 / 3)
+    tau = np.sum(grad_rho**2, axis=1) / (8 * rho) + random.uniform(0, 5, 300) * rho ** (5 / 3)
+    features = 10 ** random.uniform(-2, 1, size=(spins, 2, 300))
+    scaled = Density(*map(jnp.asarray, (rho, grad_rho, tau))).spin_scaled()
+    given = tuple(map(jnp.asarray, features))
+    found = sum(term.energy_density(learned.descriptors, scaled, given) for term in learned.terms)
+    if spins == 1:  # half of it for each spin
+        halves = [np.concatenate([x, x]) / 2 for x in (rho, grad_rho, tau)]
+        expected = XC.energy_density(*halves, np.concatenate([features, features]))
+    else:
+        expected = XC.energy_density(rho, grad_rho, tau, features)
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("spin", [0, 1])
+def test_exchange_and_correlation_run_in_pyscf(spin: int, path: Path) -> None:
+    from pyscf import dft, gto
+
+    path.write_text(XC.text())
+    functional = CiderFunctional.from_ciderpress(path)
+    mol = gto.M(atom="H 0 0 0; H 0 0 0.74", charge=spin, spin=spin, basis="sto-3g", verbose=0)
+    mf = (dft.UKS if spin else dft.RKS)(mol, xc=functional)
+    mf.grids.level = 0
+    mf.kernel()
+    assert mf.converged and mf.scf_summary["exc"] < 0
+
+
+def test_exchange_and_correlation_take_no_other_part(path: Path) -> None:
+    path.write_text(XC.text())
+    parts = [{"x_mix": 0.25, "semilocal": "PBE"}, {"semilocal": "PBE"}, {"correlation": "LDA_C_PW"}]
+    for composition in [*parts, {"x_mix": 0.5}]:
+        with pytest.raises(ValueError, match="MODEL is exchange and correlation in one"):
+            CiderFunctional.from_ciderpress(path, **composition)
+    assert CiderFunctional.from_ciderpress(path, x_mix=1.0).name == "MODEL"
+
+
 @pytest.mark.parametrize("name", ["sl gga", "nl mgga"])
 def test_runs_in_pyscf(name: str, path: Path) -> None:
     """Self-consistently, with a gradient of the energy by the orbitals that is its own."""
@@ -142,9 +185,10 @@ def test_runs_in_pyscf(name: str, path: Path) -> None:
 # Files of ours
 
 
-@EVERY
+@pytest.mark.parametrize("name", [*MODELS, "xc"])
 def test_conversion_is_bit_identical(name: str, path: Path, capsys) -> None:
-    exchange = read(path, MODELS[name].text())
+    model = XC if name == "xc" else MODELS[name]
+    exchange = read(path, model.text())
     out = path.with_suffix(".h5")
     assert main(["convert", str(path), str(out)]) == 0
     assert str(out) in capsys.readouterr().out
@@ -155,7 +199,12 @@ def test_conversion_is_bit_identical(name: str, path: Path, capsys) -> None:
         assert ours.tobytes() == np.ascontiguousarray(theirs).tobytes()
     assert main(["info", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "additive spline" in shown and "not exact" in shown and "MODEL.yaml" in shown
+    assert "not exact" in shown and "MODEL.yaml" in shown
+    parts = ["exchange: additive spline"]
+    if name == "xc":
+        parts = ["exchange: radial basis, correlation: radial basis", "GGA_X_PBE + GGA_C_PBE"]
+        parts += ["spin scaling (exchange)", "tau/tau_0"]
+    assert all(part in shown for part in parts)
 
 
 def test_missing_file_and_command_line(path: Path, capsys) -> None:
@@ -355,8 +404,57 @@ def test_other_nonlocal_features(old: str, new: str, error: type[Exception], pat
         read(path, text.replace(old, new))
 
 
-def test_random_damage_gives_a_clear_error_or_a_model(path: Path) -> None:
-    content = MODELS["sl mgga"].text().encode()
+@pytest.mark.parametrize(
+    "old, new, error, message",
+    [
+        ("vdw_fit_term: null", "vdw_fit_term: d4", NotImplementedError, "D4"),
+        ("vdw_fit_info: null", "vdw_fit_info: {kind: d4}", NotImplementedError, "dispersion"),
+        ("mode: NPOL", "mode: POL", NotImplementedError, "mode 'POL'"),
+        ("mode: NPOL", "mode: SEP", NotImplementedError, "multiplies another energy"),
+        ("mode: SEP", "mode: NPOL", NotImplementedError, "multiplies another energy"),
+        ("omega: 0.0", "omega: 0.3", NotImplementedError, "range-separated"),
+        ("_add_basefunc: GGA_C_PBE", "_add_basefunc: null", CiderpressFileError, "_add_basefunc"),
+        ("GGA_C_PBE", "MGGA_C_SCAN", CiderpressFileError, "unknown correlation .*GGA_C_PBE"),
+        ("GGA_X_PBE", "GGA_X_RPBE", CiderpressFileError, "unknown baseline .*GGA_X_PBE"),
+        ("SLNMap {gamma: 10.0, i: 0}", "UMap {gamma: 1, i: 3}", NotImplementedError, "each"),
+        ("SLNMap {gamma: 10.0, i: 0}", "SLNMap {gamma: -1, i: 0}", CiderpressFileError, "density_"),
+        ("SLNMap {gamma: 10.0, i: 0}", "SLNMap {gamma: 1, i: 1}", CiderpressFileError, "another"),
+        ("SLTMap {i: 0, j: 2}", "SLTMap {i: 0, j: 1}", NotImplementedError, "each feature once"),
+        ("SLTMap {i: 0, j: 2}", "SLTMap {j: 2}", NotImplementedError, "each feature once"),
+        ("SLXMap {gamma: 0.243, i", "SLXMap {gamma: x, i", CiderpressFileError, "'gamma'"),
+        ("SLXMap {gamma: 0.243, i", "SLXMap {gamma: -1, i", CiderpressFileError, "positive"),
+        ("[1, !!python/tuple [7, 5]", "[1, !!python/tuple [5, 7]", CiderpressFileError, "control"),
+        ("[1, !!python/tuple [7, 5]", "[1, !!python/tuple [35]", CiderpressFileError, "control"),
+        ("[1, !!python/tuple [7]", "[1, !!python/tuple [1, 7]", CiderpressFileError, "control"),
+        ("[1, !!python/tuple [7]", "[1, !!python/tuple [8]", CiderpressFileError, "needs 64 bytes"),
+        ("_indexes:", "_exps_:", CiderpressFileError, "'_indexes'"),
+        ("kernels:\n", "kernels: []\nothers:\n", CiderpressFileError, "no energy terms"),
+        ("MappedXC2", "MappedXC", CiderpressFileError, "needs MappedDFTKernel"),
+    ],
+)
+def test_damaged_exchange_and_correlation(
+    old: str, new: str, error: type[Exception], message: str, path: Path
+) -> None:
+    text = XC.text()
+    assert old in text
+    changed = text.replace(old, new)
+    if "xc_evaluator2.MappedXC\n" in changed:
+        changed = changed.replace("xc_evaluator2.MappedXC\n", "xc_evaluator.MappedXC\n")
+    with pytest.raises(error, match=f"(?s)MODEL.*{message}"):
+        read(path, changed)
+
+
+def test_a_radial_basis_of_some_inputs_is_not_read(path: Path) -> None:
+    text = XC.text()
+    indices = array(np.arange(4, dtype=np.int32))
+    assert indices in text
+    with pytest.raises(NotImplementedError, match="does not read all inputs"):
+        read(path, text.replace(indices, array(np.array([0, 1, 2, 2], dtype=np.int32))))
+
+
+@pytest.mark.parametrize("model", [MODELS["sl mgga"], XC])
+def test_random_damage_gives_a_clear_error_or_a_model(model, path: Path) -> None:
+    content = model.text().encode()
     random = np.random.default_rng(2)
     for position in random.integers(len(content), size=60):
         changed = bytearray(content)
