@@ -45,7 +45,9 @@ def load_ciderpress(path: str | os.PathLike[str]) -> LearnedFunctional:
 
     It evaluates the published formulas to rounding, but for densities so low that the smooth
     bounds of our nonlocal exponents stand in place of the published cutoff at 1e-10 bohr^-3: that
-    moved exchange energies of H2O and O2 by 1e-8 Ha.
+    moved exchange energies of H2O and O2 by 1e-8 Ha, and exchange-correlation energies (of
+    CIDER26XCCHEM) by 3e-9 Ha. Points below that cutoff, whose learned part the published code
+    leaves out, held 2e-10 Ha.
 
     Raises:
         CiderpressFileError: The file is damaged, foreign or refused.
@@ -72,7 +74,7 @@ def convert_ciderpress(path: str | os.PathLike[str], out: str | os.PathLike[str]
         "package": "ciderpress",
         "file": Path(path).name,
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-        "reference": "Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024)",
+        "theory": "Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024)",
     }
     save_functional(out, functional, {"converted_from": source})
 

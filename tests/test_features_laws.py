@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pyscf.dft import gen_grid
 from scipy.special import ive
-from toy_functionals import toy_exchange, toy_nldf
+from toy_functionals import toy_exchange, toy_nldf, toy_xc
 
 from cider.conventions import DENSITY_CUTOFF, THOMAS_FERMI_PREFACTOR
 from cider.density import Density
@@ -35,6 +35,7 @@ NLDF = Nldf(
 DESCRIPTORS = {
     "gga": Descriptors("GGA"),
     "mgga": Descriptors("MGGA"),
+    "mgga of tau/tau_0": Descriptors("MGGA", kinetic="tau/tau_0"),
     "nldf": Descriptors("MGGA", NLDF),
     "gga and nldf": Descriptors("GGA", Nldf(NldfExponent(0.7), (NldfExponent(1.5, 0.3),))),
 }
@@ -148,6 +149,7 @@ def test_semilocal_descriptors_of_the_uniform_gas(rho):
         ]
     )
     np.testing.assert_allclose(semilocal_values, DESCRIPTORS["mgga"].ueg[0][:, 0], atol=1e-14)
+    np.testing.assert_allclose(semilocal.bounded_kinetic_ratio(*uniform_gas(rho)), 0, atol=1e-14)
 
 
 @pytest.mark.parametrize("exponent", [*NLDF.exponents, NLDF.source_exponent], ids=str)
@@ -285,6 +287,8 @@ def test_missing_fields_and_unknown_levels_are_named():
         DESCRIPTORS["nldf"](*arguments(density), None)
     with pytest.raises(ValueError, match="'GGA' or 'MGGA'"):
         Descriptors("LDA")
+    with pytest.raises(ValueError, match=r"alpha.*tau/tau_0"):
+        Descriptors("MGGA", kinetic="beta")
     exchange = toy_exchange("GGA")
     with pytest.raises(ValueError, match="semilocal: it has no sources"):
         exchange.sources(density)
@@ -332,15 +336,16 @@ def test_descriptors_and_derivatives_are_finite_in_tails_and_without_density(nam
     assert not np.any(derivative.rho[0, below])
 
 
-@pytest.mark.parametrize("level", ["GGA", "MGGA"])
-def test_energy_vanishes_below_the_cutoff_even_beside_nan(level):
-    exchange = toy_exchange(level)
+@pytest.mark.parametrize(
+    "learned", [toy_exchange("GGA"), toy_exchange("MGGA"), toy_xc()], ids=["gga", "mgga", "xc"]
+)
+def test_energy_vanishes_below_the_cutoff_even_beside_nan(learned):
     rho = np.array([[1e-13, 1e-13, 0.5]])
     grad_rho = np.zeros((1, 3, 3))
     grad_rho[0, :, 0], grad_rho[0, :, 1] = np.nan, np.inf
 
     def total(density):
-        energies = exchange.energy_density(density, (None,))
+        energies = learned.energy_density(density, (None,))
         return energies.sum(), energies
 
     (_, energies), derivative = jax.jit(jax.value_and_grad(total, has_aux=True))(

@@ -201,39 +201,39 @@ def test_points_hold_the_enhancement_factor(problem):
 
 
 def test_spread_points_are_far_from_one_another(points, tmp_path):
-    functional = _functional(points)
+    exchange = _functional(points).terms[0]
     arrays = dataclasses.asdict(points)
     store = Store(tmp_path, {"content": "descriptors"})
     store.write(Record("descriptors/PBE/OH", arrays, {}))
-    inputs = spread_points(store, ["PBE/OH"], functional.transform, 0, 12)
+    inputs = spread_points(store, ["PBE/OH"], exchange.transform, 0, 12)
     assert inputs.shape == (4, 12) and (np.abs(inputs) < 1).all()
     distance = np.linalg.norm(inputs[:, :, None] - inputs[:, None, :], axis=0)
     assert distance[~np.eye(12, dtype=bool)].min() > 0.1
-    values = values_at_points(inputs, functional.model.anchor, DEGREE)
-    expected = np.asarray(functional.model(jnp.asarray(inputs)))
-    found = np.einsum("pab,ab->p", values, functional.model.quadratic_form)
+    values = values_at_points(inputs, exchange.model.anchor, DEGREE)
+    expected = np.asarray(exchange.model(jnp.asarray(inputs)))
+    found = np.einsum("pab,ab->p", values, exchange.model.quadratic_form)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sigmas", [(0.5, 0.0), (0.0, 0.2), (0.5, 0.2)])
 def test_slope_rows_are_the_mean_square_slope(points, tmp_path, sigmas):
     """Of the learned factor, against finite differences in the descriptors."""
-    functional = _functional(points)
+    exchange = _functional(points).terms[0]
     store = Store(tmp_path, {"content": "descriptors"})
     store.write(Record("descriptors/PBE/OH", dataclasses.asdict(points), {}))
     u, z = slope_points(store, ["PBE/OH"], 0)
-    rows = slope_rows(u, z, functional.transform, DEGREE, *sigmas)
-    form = functional.model.quadratic_form
+    rows = slope_rows(u, z, exchange.transform, DEGREE, *sigmas)
+    form = exchange.model.quadratic_form
     pairs = itertools.combinations(range(4), 2)
     blocks = form[1:, 1:].reshape(4, DEGREE, 4, DEGREE)
     weights = 2 * np.concatenate([form[0, 1:], *(blocks[i, :, j].ravel() for i, j in pairs)])
     # A parameter is the entry of Q and of its transpose; blocks of one input have none.
     for i in range(4):
         blocks[i, :, i] = 0
-    model = QuadraticGaussianProcess(form, functional.model.anchor, DEGREE)
+    model = QuadraticGaussianProcess(form, exchange.model.anchor, DEGREE)
 
     def learned(u, z):
-        return np.asarray(model(functional.transform(jnp.asarray(u), jnp.asarray(z))))
+        return np.asarray(model(exchange.transform(jnp.asarray(u), jnp.asarray(z))))
 
     expected, h = 0.0, 1e-5
     for i, sigma in enumerate([sigmas[0]] * 2 + [sigmas[1]] * 2):
