@@ -173,7 +173,8 @@ def _convert(options: argparse.Namespace) -> int:
     from cider.ciderpress_model import convert_ciderpress
 
     convert_ciderpress(options.model, options.out)
-    print(f"{options.out}: run it with cider run --functional {options.out} --correlation ...")
+    print(f"{options.out}: run it with cider run --functional {options.out}, exchange alone with")
+    print("--correlation GGA_C_PBE or another one beside it")
     return 0
 
 
