@@ -29,11 +29,13 @@ class AtomicGrid:
     """The quadrature of one atom, in shells of ascending radius (bohr).
 
     ``points[s][a]`` is the index in the whole grid of direction ``a`` on shell ``s``. Atoms of
-    equal ``species`` have equal radii and directions.
+    equal ``species`` have equal radii and directions. The covalent radius (bohr) says how far
+    the density of the element reaches.
     """
 
     species: Hashable
     center: Float[np.ndarray, " xyz"]
+    covalent_radius: float
     radii: Float[np.ndarray, " shell"]
     angular: tuple[AngularGrid, ...]
     points: tuple[Int[np.ndarray, " _"], ...]

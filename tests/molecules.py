@@ -45,6 +45,12 @@ MOLECULES = {
     "fluoride": dict(atom="F 0 0 0", charge=-1, basis="aug-cc-pvdz"),
 }
 
+DIFFUSE = {
+    "calcium": dict(atom="Ca 0 0 0"),
+    "lithium": dict(atom="Li 0 0 0; Li 0 0 2.67"),
+    "hydride": dict(atom="H 0 0 0", charge=-1, basis="aug-cc-pvdz"),
+}
+
 
 @dataclass(frozen=True)
 class MoleculeDensity:
@@ -77,7 +83,7 @@ class MoleculeDensity:
 @functools.cache
 def molecule_density(name: str) -> MoleculeDensity:
     """A density near the self-consistent one: a few iterations of PBE on a coarse grid."""
-    mol = gto.M(**{"basis": "def2-svp", "verbose": 0, **MOLECULES[name]})
+    mol = gto.M(**{"basis": "def2-svp", "verbose": 0, **(MOLECULES | DIFFUSE)[name]})
     mf = dft.RKS(mol, xc="PBE").density_fit()
     mf.grids.level = 0
     mf.max_cycle = 4

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pyscf import gto
+from pyscf.data.radii import COVALENT
 from pyscf.dft import gen_grid
 from scipy.spatial import cKDTree
 
@@ -93,4 +95,5 @@ def _atomic_grid(
         points.append(index)
     radii = np.array([distance[shell].mean() for shell in shells])
     species = (mol.atom_symbol(atom), tuple(np.round(radii, 6)), tuple(g.degree for g in chosen))
-    return AtomicGrid(species, center, radii, tuple(chosen), tuple(points))
+    covalent_radius = float(COVALENT[min(gto.charge(mol.atom_symbol(atom)), len(COVALENT) - 1)])
+    return AtomicGrid(species, center, covalent_radius, radii, tuple(chosen), tuple(points))
