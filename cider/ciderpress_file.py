@@ -1,8 +1,8 @@
 """Model files of the package ciderpress, read as data.
 
 Such a file is YAML whose tags name Python classes and functions. Here an explicit list of tags
-makes plain records, names and NumPy arrays; every other tag is refused. Nothing that a file names
-is imported or called.
+makes plain records, names and NumPy arrays, also of the tensors of neural networks; every other
+tag is refused. Nothing that a file names is imported or called.
 """
 
 import dataclasses
@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+
+from cider.torch_storage import read_torch_storage
 
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 32
@@ -33,8 +35,13 @@ _RECORDS = (
     "ciderpress.dft.xc_evaluator.MappedDFTKernel",
     "ciderpress.dft.xc_evaluator.SplineSetEvaluator",
     "ciderpress.dft.xc_evaluator.RBFEvaluator",
+    "ciderpress.dft.xc_evaluator.NNEvaluator",
     "ciderpress.dft.xc_evaluator2.MappedXC2",
     "ciderpress.dft.xc_evaluator2.MappedDFTKernel2",
+    "ciderpress.dft.xc_torch.XNet",
+    "torch.nn.modules.activation.Tanh",
+    "torch.nn.modules.container.ModuleList",
+    "torch.nn.modules.linear.Linear",
     "ciderpress.dft.transform_data.FeatureList",
     "ciderpress.dft.transform_data.UMap",
     "ciderpress.dft.transform_data.VMap",
@@ -46,14 +53,20 @@ _RECORDS = (
     "ciderpress.dft.settings.EmptySettings",
     "ciderpress.dft.settings.SemilocalSettings",
     "ciderpress.dft.settings.NLDFSettingsVJ",
+    "ciderpress.dft.settings.SDMXFullSettings",
     "ciderpress.dft.feat_normalizer.FeatNormalizerList",
     "ciderpress.dft.feat_normalizer.ConstantNormalizer",
+    "ciderpress.dft.feat_normalizer.DensityNormalizer",
 )
 _NAMES = (
     "numpy.ndarray",
     "ciderpress.dft.baselines.lda_x",
     "ciderpress.dft.baselines.gga_x_pbe",
     "ciderpress.dft.baselines.gga_x_chachiyo",
+    "torch.autograd.grad",
+    "torch.cuda.is_available",
+    "torch.device",
+    "torch.tensor",
 )
 _NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -63,11 +76,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 _MISSING = {
-    "ciderpress.dft.xc_evaluator.NNEvaluator": "neural networks",
-    "ciderpress.dft.xc_torch.": "neural networks",
-    "torch.": "neural networks",
-    "collections.OrderedDict": "neural networks",
-    "!!set": "neural networks",
+    "ciderpress.dft.xc_torch.": "neural networks of other kinds",
     "ciderpress.dft.settings.SDMX": "SDMX features",
     "ciderpress.dft.settings.SADM": "SDMX features",
     "ciderpress.dft.settings.NLDFSettings": "NLDF features of other versions than j",
@@ -330,15 +339,77 @@ def _from_bytes(where: str, shape: Any, dtype: Any, content: Any) -> np.ndarray:
     return values
 
 
+# Neural networks: modules are records; what follows makes their tensors arrays.
+
+
+def _device(loader: Any, node: yaml.Node) -> str:
+    args, state = _arguments(loader, node)
+    if args != ["cpu"] or state is not None:
+        raise CiderpressFileError(f"{_where(loader.name, node)}: {args!r} is no device")
+    return "cpu"
+
+
+def _ordered_dict(loader: Any, node: yaml.Node) -> dict[str, Any]:
+    args, state = _arguments(loader, node)
+    pairs = args[0] if len(args) == 1 and state is None else None
+    if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+        raise CiderpressFileError(f"{_where(loader.name, node)}: no ordered dictionary")
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise CiderpressFileError(f"{_where(loader.name, node)}: a key is not expected twice")
+    return fields
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+
+
+def _storage(loader: Any, node: yaml.Node) -> np.ndarray:
+    where = _where(loader.name, node)
+    args, state = _arguments(loader, node)
+    if len(args) != 1 or not isinstance(args[0], bytes) or state is not None:
+        raise CiderpressFileError(f"{where}: a storage of a tensor is given by bytes")
+    try:
+        return read_torch_storage(args[0])
+    except ValueError as error:
+        raise CiderpressFileError(f"{where}: {error}; nothing in it was run") from None
+
+
+def _tensor(loader: Any, node: yaml.Node) -> np.ndarray:
+    """A tensor that fills its storage, row after row, as the parameters of a network do."""
+    where = _where(loader.name, node)
+    args, state = _arguments(loader, node)
+    if len(args) != 6 or not isinstance(args[0], np.ndarray) or state is not None:
+        raise CiderpressFileError(f"{where}: the parts of a tensor are incomplete")
+    storage, offset, shape, strides, _, _ = args
+    values = _from_bytes(where, shape, storage.dtype, storage.tobytes())
+    if offset != 0 or strides != tuple(step // values.itemsize for step in values.strides):
+        raise CiderpressFileError(f"{where}: a tensor of strides {strides!r} from {offset!r} on")
+    return values
+
+
+def _parameter(loader: Any, node: yaml.Node) -> np.ndarray:
+    args, state = _arguments(loader, node)
+    if len(args) != 3 or not isinstance(args[0], np.ndarray) or state is not None:
+        raise CiderpressFileError(f"{_where(loader.name, node)}: a parameter is a tensor")
+    return args[0]
+
+
 for _tag in _PLAIN:
     _Loader.add_constructor(_tag, _plain)
 _Loader.add_constructor("tag:yaml.org,2002:seq", _list)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:set", _mapping)
 _Loader.add_constructor(_TUPLE, _tuple)
 _Loader.add_constructor(f"{_APPLY}numpy.dtype", _dtype)
 for _module in _NUMPY_MODULES:
     _Loader.add_constructor(f"{_APPLY}{_module}._reconstruct", _array)
     _Loader.add_constructor(f"{_APPLY}{_module}.scalar", _scalar)
+_Loader.add_constructor(f"{_APPLY}collections.OrderedDict", _ordered_dict)
+_Loader.add_constructor(f"{_APPLY}torch.device", _device)
+_Loader.add_constructor(f"{_APPLY}torch.storage._load_from_bytes", _storage)
+_Loader.add_constructor(f"{_APPLY}torch._utils._rebuild_tensor_v2", _tensor)
+_Loader.add_constructor(f"{_APPLY}torch._utils._rebuild_parameter", _parameter)
 for _known in _RECORDS:
     _Loader.add_constructor(f"{_OBJECT}{_known}", _record)
 for _known in _NAMES:

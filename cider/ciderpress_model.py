@@ -163,7 +163,12 @@ def _descriptors(settings: Record) -> tuple[Descriptors, list[float]]:
     if any(n is not None for n in normalizers[:num_semilocal]):
         raise NotImplementedError(f"{settings.where}: semilocal features are normalised")
     for kind in ("nlof_settings", "sdmx_settings", "hyb_settings"):
-        if settings.fields.get(kind) is not None:  # older files do not know all kinds
+        given = settings.fields.get(kind)
+        if isinstance(given, Record) and given.name == "SDMXFullSettings":
+            raise NotImplementedError(
+                f"{given.where}: the model needs SDMX features, which cider does not have yet"
+            )
+        if given is not None:  # older files do not know all kinds
             _part(settings, kind, "EmptySettings")
     nldf_settings = settings.get("nldf_settings", Record)
     nldf = None if nldf_settings.name == "EmptySettings" else _nldf(nldf_settings)
@@ -171,6 +176,8 @@ def _descriptors(settings: Record) -> tuple[Descriptors, list[float]]:
     if len(normalizers) != num_semilocal + len(values):
         raise CiderpressFileError(f"{settings.where}: as many normalisers as features are needed")
     for value, given in zip(values, normalizers[num_semilocal:], strict=True):
+        if isinstance(given, Record) and given.name == "DensityNormalizer":
+            raise NotImplementedError(f"{given.where}: NLDF features normalised by the density")
         normalizer = _record(given, "ConstantNormalizer", settings)
         references.append(float(value) * normalizer.get("const", float))
     kinetic = "tau/tau_0" if mode == "nst" else "alpha"
@@ -290,6 +297,8 @@ def _model(given: Any, kernel: Record, order: list[int]) -> AdditiveSpline | Rad
     """The learned part; its input i is the published one ``order[i]``."""
     if isinstance(given, Record) and given.name == "RBFEvaluator":
         return _radial_basis(given, order)
+    if isinstance(given, Record) and given.name == "NNEvaluator":
+        raise NotImplementedError(f"{given.where}: the model is a neural network")
     evaluator = _record(given, "SplineSetEvaluator", kernel)
     if order != list(range(len(order))):
         raise NotImplementedError(f"{kernel.where}: splines that read the density itself")

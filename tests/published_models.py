@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import pickle
 
 import numpy as np
 from pyscf.dft import libxc
@@ -318,6 +319,68 @@ def scalar(value: float | int) -> str:
     code = F8 if isinstance(value, float) else F8.replace("f8", "i8")
     content = base64.b64encode(np.array(value).tobytes()).decode()
     return f'!!python/object/apply:numpy.core.multiarray.scalar [{code}, !!binary "{content}"]'
+
+
+def torch_storage(values: np.ndarray) -> bytes:
+    """What torch.save writes for the storage of a tensor, in its format before PyTorch 1.6."""
+    machine = {
+        "protocol_version": 1001,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4},
+    }
+    kind = {"float64": "Double", "float32": "Float", "int64": "Long"}[str(values.dtype)]
+    head = [0x1950A86A20F9469CFC6C, 1001, machine]
+    reference = b"\x80\x02(" + b"".join(
+        [
+            text("storage"),
+            f"ctorch\n{kind}Storage\n".encode(),
+            text("4242"),
+            text("cpu"),
+            b"J" + values.size.to_bytes(4, "little"),
+            b"NtQ.",
+        ]
+    )
+    return b"".join(
+        [
+            *(pickle.dumps(part, 2) for part in head),
+            reference,
+            pickle.dumps(["4242"], 2),
+            values.size.to_bytes(8, "little"),
+            values.tobytes(),
+        ]
+    )
+
+
+def text(value: str) -> bytes:
+    """The instruction of a pickle that holds a text."""
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def tensor(values: np.ndarray, storage: bytes | None = None) -> str:
+    """A parameter of a network."""
+    stored = torch_storage(values) if storage is None else storage
+    content = base64.b64encode(stored).decode()
+    strides = tuple(step // values.itemsize for step in values.strides)
+    hooks = "!!python/object/apply:collections.OrderedDict [[]]"
+    return (
+        "!!python/object/apply:torch._utils._rebuild_parameter "
+        "[!!python/object/apply:torch._utils._rebuild_tensor_v2 "
+        f'[!!python/object/apply:torch.storage._load_from_bytes [!!binary "{content}"], 0, '
+        f"{sequence(values.shape)}, {sequence(strides)}, false, {hooks}], true, {hooks}]"
+    )
+
+
+def network(parameter: str) -> str:
+    """A neural network of one linear layer without bias."""
+    return (
+        "!!python/object:ciderpress.dft.xc_evaluator.NNEvaluator {device: "
+        "!!python/object/apply:torch.device [cpu], device_init: !!python/name:torch.device '', "
+        "model: !!python/object:ciderpress.dft.xc_torch.XNet {_modules: "
+        "!!python/object/apply:collections.OrderedDict [[[l0, "
+        "!!python/object:torch.nn.modules.linear.Linear {_non_persistent_buffers_set: !!set {}, "
+        "_parameters: !!python/object/apply:collections.OrderedDict "
+        f"[[[weight, {parameter}], [bias, null]]]}}]]], training: false}}}}"
+    )
 
 
 def indices(term: tuple[int, ...]) -> str:

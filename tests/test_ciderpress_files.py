@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from published_models import MODELS, XC, array, scalar
+from published_models import EMPTY, MODELS, XC, array, network, scalar, tensor, torch_storage
 
 from cider import CiderFunctional, ciderpress_file
 from cider.baselines import BASELINES
-from cider.ciderpress_file import CiderpressFileError, read_ciderpress_file
+from cider.ciderpress_file import CiderpressFileError, Record, read_ciderpress_file
 from cider.ciderpress_model import load_ciderpress
 from cider.command_line import main
 from cider.conventions import (
@@ -227,6 +227,115 @@ def test_arrays_of_all_kinds(path: Path) -> None:
         record.get("f", str)
 
 
+# Neural networks: their tensors are read, the features that they need are missing
+
+
+class Exploit:
+    """What a pickle runs when it is read."""
+
+    def __init__(self, victim: Path):
+        self.victim = victim
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.victim}",)
+
+
+SPLINE = "!!python/object:ciderpress.dft.xc_evaluator.SplineSetEvaluator\n"
+SDMX = "!!python/object:ciderpress.dft.settings.SDMXFullSettings {}"
+
+
+def network_model(parameter: str, sdmx: str) -> str:
+    """A model with a neural network in the place of its spline."""
+    content = MODELS["sl gga"].text()
+    fields = content[content.index(SPLINE) : content.index("  mode: SEP")]
+    content = content.replace(fields, network(parameter) + "\n")
+    return content.replace(f"sdmx_settings: {EMPTY}", f"sdmx_settings: {sdmx}")
+
+
+def test_tensors_are_arrays(path: Path) -> None:
+    weight = np.arange(6.0).reshape(3, 2)
+    path.write_text(network_model(tensor(weight), SDMX))
+    evaluator = read_ciderpress_file(path).get("kernels", list)[0].get("fevals", list)[0]
+    layer = evaluator.get("model", Record).get("_modules", dict)["l0"]
+    found = layer.get("_parameters", dict)["weight"]
+    assert found.dtype == np.float64 and layer.get("_parameters", dict)["bias"] is None
+    np.testing.assert_array_equal(found, weight)
+
+
+@pytest.mark.parametrize("sdmx, missing", [(SDMX, "needs SDMX"), (EMPTY, "is a neural network")])
+def test_a_network_waits_for_its_features(sdmx: str, missing: str, path: Path) -> None:
+    with pytest.raises(NotImplementedError, match=rf"MODEL\.yaml, line \d+: the model {missing}"):
+        read(path, network_model(tensor(np.ones(3)), sdmx))
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("tuple [3, 2]", "tuple [3, 3]", "needs 72 bytes.* 48"),
+        ("tuple [3, 2]", "tuple [-3, -2]", "is no shape"),
+        ("tuple [3, 2]", "tuple [3000000000, 3000000000]", "needs 7\\d+ bytes.* 48"),
+        ("tuple [2, 1]", "tuple [1, 3]", "strides"),
+        ("tuple [2, 1]", "tuple [0, 0]", "strides"),
+        ('"], 0, ', '"], 1, ', "from 1 on"),
+        ("_load_from_bytes [!!binary ", "_load_from_bytes [!!str ", "given by bytes"),
+        ("_load_from_bytes", "_load_from_file", "_load_from_file'.*refused"),
+        ("torch.device [cpu]", "torch.device [meta]", "no device"),
+        (", [bias, null]]", ", [bias, null], [bias, null]]", "twice"),
+        ("[[weight,", "[[[weight],", "no ordered dictionary"),
+        ("!!set {}", "!!set [a]", "a mapping is expected"),
+        ("_rebuild_parameter [", "_rebuild_parameter [null, ", "a parameter is a tensor"),
+    ],
+)
+def test_damaged_tensors(old: str, new: str, message: str, path: Path) -> None:
+    content = network_model(tensor(np.ones((3, 2))), SDMX)
+    assert old in content
+    with pytest.raises(CiderpressFileError, match=rf"MODEL\.yaml, line \d+: .*{message}"):
+        read(path, content.replace(old, new))
+
+
+def hostile_storages(victim: Path) -> dict[str, bytes]:
+    """Streams that call something, claim too much or stop too early."""
+    good = torch_storage(np.ones(6))
+    end = len(good) - 6 * 8
+    large = (2**40).to_bytes(8, "little")
+    return {
+        "call at once": pickle.dumps(Exploit(victim), 2),
+        "call later": good[: good.index(b"\x80\x02(")] + pickle.dumps(Exploit(victim), 2),
+        "call as magic": pickle.dumps(Exploit(victim), 0) + good,
+        "call at the end": good.replace(b"NtQ.", b"NtQ" + pickle.dumps(Exploit(victim), 2)[2:]),
+        "other name": good.replace(b"ctorch\nDoubleStorage", b"cos\nsystem"),
+        "name from the stack": good.replace(b"NtQ.", b"NtQ\x93."),
+        "object with a state": good.replace(b"NtQ.", b"NtQb."),
+        "memo of 30 GB": good.replace(b"NtQ.", b"NtQr\xff\xff\xff\xff."),
+        "bytes of 1 TB": good.replace(b"NtQ.", b"\x96" + large + b"."),
+        "text of 4 GB": good.replace(b"X\x07\0\0\0storage", b"X\xff\xff\xff\xffstorage"),
+        "count of the reference": good.replace(b"J\x06\0\0\0", b"J\xff\xff\xff\x7f"),
+        "negative count": good.replace(b"J\x06\0\0\0", b"J\xfa\xff\xff\xff"),
+        "count of the elements": good[: end - 8] + large + good[end:],
+        "both counts": good.replace(b"J\x06", b"J\x07").replace(b"\x06\0\0\0", b"\x07\0\0\0"),
+        "other key": good.replace(b"4242q\x01a.", b"4243q\x01a."),
+        "big-endian": good.replace(b"\x88", b"\x89"),
+        "a view": good.replace(b"NtQ.", b"K\0tQ."),
+        "more behind": good + b"\0",
+        "zip file": b"PK\x03\x04",
+        **{f"first {n} bytes": good[:n] for n in (0, 1, 14, 15, 60, end - 9, end, len(good) - 1)},
+    }
+
+
+@pytest.mark.parametrize("kind", hostile_storages(Path()))
+def test_hostile_storages(kind: str, path: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    content = hostile_storages(victim)[kind]
+    assert content != torch_storage(np.ones(6))
+    start = time.perf_counter()
+    with pytest.raises(
+        CiderpressFileError, match=r"MODEL\.yaml, line \d+: .*nothing in it was run"
+    ):
+        read(path, network_model(tensor(np.ones(6), content), SDMX))
+    assert not victim.exists()
+    assert time.perf_counter() - start < 5
+
+
 # Hostile and damaged files
 
 
@@ -241,6 +350,9 @@ def test_arrays_of_all_kinds(path: Path) -> None:
         "!!python/module:os ''",
         "!!python/object/apply:numpy.load ['{victim}']",
         "!!python/object/apply:ciderpress.dft.xc_evaluator.MappedXC []",
+        "!!python/object/apply:torch.load ['{victim}']",
+        "!!python/object/apply:torch._utils._rebuild_tensor [1]",
+        "!!python/object:torch.nn.modules.linear.Bilinear {{}}",
         "!!binary_ 'x'",
         "!made_up {{}}",
     ],
@@ -252,16 +364,6 @@ def test_unknown_tags_are_refused_by_name(part: str, path: Path, tmp_path: Path)
     with pytest.raises(CiderpressFileError, match=rf"MODEL.yaml, line 3: the tag '{tag}'.*refused"):
         read(path, text)
     assert not victim.exists()
-
-
-class Exploit:
-    """What a pickle runs when it is read."""
-
-    def __init__(self, victim: Path):
-        self.victim = victim
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.victim}",)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -356,8 +458,8 @@ def test_damaged_values(old: str, new: str, message: str, path: Path) -> None:
 @pytest.mark.parametrize(
     "old, new, missing",
     [
-        ("xc_evaluator.SplineSetEvaluator", "xc_evaluator.NNEvaluator", "neural networks"),
-        ("settings.EmptySettings", "settings.SDMXFullSettings", "SDMX features"),
+        ("xc_evaluator.SplineSetEvaluator", "xc_evaluator.NNEvaluator", "neural network"),
+        ("settings.EmptySettings", "settings.SDMXSettings", "SDMX features"),
         ("xc_evaluator.MappedXC", "xc_evaluator2.Other", "other energies"),
         ("xc_evaluator.SplineSetEvaluator", "xc_evaluator.KernelEvaluator", "other models"),
         ("transform_data.UMap", "transform_data.WMap", "other input maps"),
