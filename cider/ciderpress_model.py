@@ -10,8 +10,10 @@ both g.
 """
 
 import hashlib
+import importlib.util
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +64,20 @@ def load_ciderpress(path: str | os.PathLike[str]) -> LearnedFunctional:
         raise CiderpressFileError(f"{path}: {error}") from None
 
 
-def convert_ciderpress(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+def convert_ciderpress(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
+) -> None:
     """Write a ciderpress model file as a functional file of ours.
 
     Raises:
         CiderpressFileError, NotImplementedError: As ``load_ciderpress``.
+        FileExistsError: There is a file at ``out``, and ``overwrite`` is not set.
         OSError: The functional file cannot be written.
     """
+    if not overwrite and Path(out).exists():
+        raise FileExistsError(
+            f"{out} exists and is kept; overwrite it (--force), or choose another name"
+        )
     functional = load_ciderpress(path)
     source = {
         "package": "ciderpress",
@@ -77,6 +86,48 @@ def convert_ciderpress(path: str | os.PathLike[str], out: str | os.PathLike[str]
         "theory": "Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024)",
     }
     save_functional(out, functional, {"converted_from": source})
+
+
+def installed_models() -> list[Path]:
+    """The model files of the installed package ciderpress, which is neither imported nor run.
+
+    Raises:
+        FileNotFoundError: This Python has no ciderpress, or one without model files.
+    """
+    spec = importlib.util.find_spec("ciderpress")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    models = sorted(m for f in folders for m in Path(f, "data", "functionals").glob("*.yaml"))
+    if not models:
+        raise FileNotFoundError(
+            f"{sys.prefix} has no ciderpress with model files: install it there (pip install "
+            "ciderpress), or name a model file"
+        )
+    return models
+
+
+def convert_installed(
+    folder: str | os.PathLike[str], *, overwrite: bool = False
+) -> dict[str, Path | Exception]:
+    """Convert every model of the installed ciderpress into a folder, which is made if need be.
+
+    By the name of the model: the file that was written, or the error of ``convert_ciderpress``.
+
+    Raises:
+        FileNotFoundError: As ``installed_models``.
+        OSError: The folder cannot be made.
+    """
+    models = installed_models()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    outcomes: dict[str, Path | Exception] = {}
+    for model in models:
+        out = Path(folder, f"{model.stem}.h5")
+        try:
+            convert_ciderpress(model, out, overwrite=overwrite)
+        except (CiderpressFileError, NotImplementedError, OSError) as error:
+            outcomes[model.stem] = error
+        else:
+            outcomes[model.stem] = out
+    return outcomes
 
 
 def _functional(name: str, model: Record) -> LearnedFunctional:

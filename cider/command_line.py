@@ -1,6 +1,7 @@
 """The ``cider`` command: run a molecule; show, list and convert functionals."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -67,11 +68,21 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert",
         help="a published CIDER model as a functional file",
-        description="Write a model file of the package ciderpress as a functional file. The model "
-        "is read as data: nothing in it is run.",
+        description="Write model files of the package ciderpress as functional files. They are "
+        "read as data: nothing in them is run.",
     )
-    convert.add_argument("model", help="YAML file of ciderpress, such as CIDER23X_NL_MGGA.yaml")
-    convert.add_argument("out", help="functional file to write, such as nl-mgga.h5")
+    convert.add_argument(
+        "model", nargs="?", help="YAML file of ciderpress, such as CIDER23X_NL_MGGA.yaml"
+    )
+    convert.add_argument("out", nargs="?", help="functional file to write, such as nl-mgga.h5")
+    convert.add_argument(
+        "--installed",
+        nargs="?",
+        const=".",
+        metavar="OUTDIR",
+        help="instead: all models of the installed ciderpress, into a folder (default: this one)",
+    )
+    convert.add_argument("--force", action="store_true", help="overwrite files that exist")
     convert.set_defaults(command=_convert)
 
     listing = commands.add_parser("list", help="the registered functionals")
@@ -170,12 +181,29 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from cider.ciderpress_model import convert_ciderpress
+    from cider.ciderpress_model import convert_ciderpress, convert_installed
 
-    convert_ciderpress(options.model, options.out)
-    print(f"{options.out}: run it with cider run --functional {options.out}, exchange alone with")
-    print("--correlation GGA_C_PBE or another one beside it")
-    return 0
+    if options.installed is None:
+        if options.out is None:
+            raise ValueError("give a model file and the file to write, or --installed")
+        convert_ciderpress(options.model, options.out, overwrite=options.force)
+        print(_how_to_run(options.out))
+        return 0
+    if options.model is not None:
+        raise ValueError(f"--installed converts all models: leave {options.model} out")
+    failed = False
+    for name, outcome in convert_installed(options.installed, overwrite=options.force).items():
+        if isinstance(outcome, Exception):
+            print(f"{name} is not converted: {outcome}", file=sys.stderr)
+            failed = failed or not isinstance(outcome, NotImplementedError)
+        else:
+            print(_how_to_run(outcome))
+    return _BAD_INPUT if failed else 0
+
+
+def _how_to_run(path: str | os.PathLike[str]) -> str:
+    run = f"cider run --functional {path}"
+    return f"{path}: run it with {run}; exchange alone needs --correlation GGA_C_PBE or another"
 
 
 def _list(options: argparse.Namespace) -> int:

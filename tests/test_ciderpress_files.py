@@ -1,8 +1,10 @@
 """Model files of ciderpress: read as data, evaluated as published, refused when hostile."""
 
+import importlib.util
 import os
 import pickle
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -210,6 +212,82 @@ def test_conversion_is_bit_identical(name: str, path: Path, capsys) -> None:
 def test_missing_file_and_command_line(path: Path, capsys) -> None:
     assert main(["convert", str(path), "out.h5"]) == 2
     assert "MODEL.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_existing_files_are_kept(path: Path, capsys) -> None:
+    path.write_text(MODELS["sl gga"].text())
+    out = path.with_suffix(".h5")
+    out.write_text("mine")
+    assert main(["convert", str(path), str(out)]) == 2
+    assert f"{out} exists" in capsys.readouterr().err and out.read_text() == "mine"
+    assert main(["convert", str(path), str(out), "--force"]) == 0
+    assert load_functional(out).name == "MODEL"
+
+
+@pytest.fixture
+def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of models of a ciderpress that fails when it is imported."""
+    package = tmp_path / "site" / "ciderpress"
+    folder = package / "data" / "functionals"
+    folder.mkdir(parents=True)
+    for module in (package, package / "data", folder):
+        (module / "__init__.py").write_text("raise RuntimeError('imported')")
+    # In front of one that is really installed.
+    monkeypatch.syspath_prepend(str(package.parent))
+    return folder
+
+
+def test_installed_models(installation: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "made" / "here"
+    assert main(["convert", "--installed", str(out)]) == 2
+    assert "no ciderpress with model files" in capsys.readouterr().err and not out.exists()
+
+    (installation / "A.yaml").write_text(MODELS["sl gga"].text())
+    (installation / "B.yaml").write_text(network_model(tensor(np.ones(3)), SDMX))
+    (installation / "C.yaml").write_text(MODELS["sl mgga"].text())
+    assert main(["convert", "--installed", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert sorted(file.name for file in out.iterdir()) == ["A.h5", "C.h5"]
+    assert str(out / "A.h5") in printed.out and str(out / "C.h5") in printed.out
+    assert "B is not converted" in printed.err and "SDMX features" in printed.err
+    assert load_functional(out / "C.h5").name == "C"
+
+    (out / "C.h5").unlink()
+    (out / "A.h5").write_text("mine")
+    assert main(["convert", "--installed", str(out)]) == 2
+    assert f"{out / 'A.h5'} exists" in capsys.readouterr().err
+    assert (out / "A.h5").read_text() == "mine" and (out / "C.h5").exists()
+    assert main(["convert", "--installed", str(out), "--force"]) == 0
+    assert load_functional(out / "A.h5").name == "A"
+    assert "ciderpress" not in sys.modules
+
+
+def test_installed_models_go_into_this_folder(
+    installation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (installation / "A.yaml").write_text(MODELS["sl gga"].text())
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "--installed"]) == 0
+    assert load_functional(tmp_path / "A.h5").name == "A"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give a model file"),
+        (["a.yaml"], "give a model file"),
+        (["--installed", "b", "a.yaml"], "leave a.yaml out"),
+    ],
+)
+def test_what_to_convert_must_be_clear(arguments: list[str], message: str, capsys) -> None:
+    assert main(["convert", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["convert", "--installed", str(tmp_path)]) == 2
+    assert "pip install ciderpress" in capsys.readouterr().err
 
 
 def test_arrays_of_all_kinds(path: Path) -> None:
