@@ -1,4 +1,4 @@
-"""What both benchmarks share: options, interleaved timing, checks before timing, tables."""
+"""What the benchmarks share: options, interleaved timing, checks before timing, tables."""
 
 import argparse
 import datetime
@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ REFERENCES = ("PBE", "R2SCAN")
 PACKAGES = ("cider-xc", "pyscf", "jax", "numpy")
 
 
-def options(description: str) -> argparse.ArgumentParser:
-    """The options that both benchmarks have."""
+def options(description: str, systems: Iterable[str] = SYSTEMS) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", choices=systems, default=list(systems))
     parser.add_argument("--functional", default="pbe0-x-nldf", help="name or path of a file")
     parser.add_argument("--basis", default="def2-tzvp")
     parser.add_argument("--grid-level", type=int, default=3)
@@ -162,7 +162,7 @@ def in_fresh_process(settings: argparse.Namespace, part: str, system: str) -> An
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def machine() -> dict[str, Any]:
+def machine(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     """Device, threads and versions."""
     import jax
     from pyscf import lib
@@ -175,18 +175,23 @@ def machine() -> dict[str, Any]:
         "OpenMP threads": lib.num_threads(),
         "JAX device": str(jax.devices()[0]),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: importlib.metadata.version(name) for name in packages},
     }
 
 
-def report(settings: argparse.Namespace, title: str, results: Sequence[Mapping]) -> None:
+def report(
+    settings: argparse.Namespace,
+    title: str,
+    results: Sequence[Mapping],
+    packages: Iterable[str] = PACKAGES,
+) -> None:
     """Print the Markdown and write what ``--output`` asks for."""
     content = {
         "title": title,
         "functional": settings.functional,
         "basis": settings.basis,
         "grid level": settings.grid_level,
-        "machine": machine(),
+        "machine": machine(packages),
         "systems": list(results),
     }
     text = _markdown(content)

@@ -80,16 +80,22 @@ def measure(settings: argparse.Namespace, system: str) -> Any:
 
 
 def iteration(mol: Any, grids: Any, dm: Any, functional: Any, fitted: bool) -> Callable[[], None]:
-    """A function that takes one SCF step after the other: potential, Fock matrix, orbitals.
-
-    The first call prepares what a first cycle does: integrals, the map of the grid, compilation.
-    """
+    """``steps`` of a functional on given grids."""
     from pyscf import dft
 
     mf = dft.RKS(mol, xc=functional)
     if fitted:
         mf = mf.density_fit()
     mf.grids = grids
+    return steps(mf, dm)
+
+
+def steps(mf: Any, dm: Any) -> Callable[[], None]:
+    """A function that takes one SCF step after the other: potential, Fock matrix, orbitals.
+
+    The first call prepares what a first cycle does: integrals, the map of the grid, compilation.
+    """
+    mol = mf.mol
     overlap, hcore, diis = mf.get_ovlp(), mf.get_hcore(), mf.DIIS(mf)
     state = {"dm": dm, "last": 0, "vhf": 0, "cycle": 0}
 

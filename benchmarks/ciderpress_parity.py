@@ -1,0 +1,342 @@
+"""The published models CIDER23X here and in ciderpress, in one process and on the same grids.
+
+Exchange energies at one density matrix, self-consistent energies, seconds and memory. Where
+exchange energies differ by more than 1e-6 Ha, features by direct sums decide which is nearer: the
+exponents and the model are then those of ciderpress, so that nothing of ours is in that energy.
+"""
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import harness
+from geometries import from_ase
+from scf import steps
+
+SYSTEMS = {
+    "H2O": (from_ase("H2O"), 0),
+    "O2": (from_ase("O2"), 2),
+    "Fe": ("Fe", 4),
+    "SO2": (from_ase("SO2"), 0),
+    "benzene": (from_ase("C6H6"), 0),
+}
+"""Atoms, as PySCF reads them, and the number of unpaired electrons."""
+
+MODELS = ("SL_GGA", "SL_MGGA", "NL_GGA", "NL_MGGA", "NL_MGGA_PBE", "NL_MGGA_DTR")
+CODES = ("cider", "ciderpress")
+PARTS = ("energies", "scf", "times")
+CORRELATION = "GGA_C_PBE"
+"""Beside the learned exchange, in self-consistent energies and times."""
+
+LEAST_DIFFERENCE = 1e-6
+"""Exchange energies (Ha) further apart than this are compared with direct sums."""
+
+
+def main() -> None:
+    parser = harness.options(__doc__, SYSTEMS)
+    parser.set_defaults(functional="CIDER23X")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    settings = parser.parse_args()
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="ciderpress")  # 0/0 at p = 0
+    if settings.measure:
+        print(json.dumps(measure(settings, settings.systems[0])))
+        return
+    results = [run(settings, system) for system in settings.systems]
+    packages = (*harness.PACKAGES, "ciderpress")
+    harness.report(settings, "Parity with ciderpress", results, packages)
+
+
+def run(settings: argparse.Namespace, system: str) -> dict:
+    """All of one system; each time and each peak of memory in a process of its own."""
+    results = []
+    for part in settings.parts:
+        groups = [[m] for m in settings.models] if part == "times" else [settings.models]
+        for group in groups:
+            name = " ".join([part, *group])
+            results.append(harness.in_fresh_process(settings, name, system))
+    if "times" in settings.parts:
+        rows = []
+        for model in settings.models:
+            peaks = {
+                code: harness.in_fresh_process(settings, f"memory {model} {code}", system)
+                for code in CODES
+            }
+            rows += [
+                {"fitted SCF": f"{model}, {code}", "peak memory (GB)": peak}
+                for code, peak in peaks.items()
+            ]
+        results.append({**results[-1], "tables": {"memory": rows}})
+    checks = list(dict.fromkeys(check for result in results for check in result["checks"]))
+    tables = {name: rows for result in results for name, rows in result["tables"].items()}
+    return {**results[0], "checks": checks, "tables": tables}
+
+
+def measure(settings: argparse.Namespace, system: str) -> Any:
+    """One part: ``energies``, ``scf`` or ``times`` of models, or ``memory`` of one in one code."""
+    kind, *names = settings.measure.split()
+    mol, dm = molecule(settings, system)
+    level = settings.grid_level
+    if kind == "memory":
+        model, code = names
+        mf = mean_field(mol, model, code, level).density_fit()
+        step = steps(mf, dm)
+        for _ in range(3):
+            step()
+        return harness.peak_memory()
+    grids = mean_field(mol, names[0], "cider", level).grids
+    checks = [check_grids(mol, name, level) for name in names]
+    if kind == "energies":
+        energies = exchange_energies(mol, dm, names, level)
+        tables = {"energies": [energy_row(name, *found) for name, found in energies.items()]}
+    elif kind == "scf":
+        tables = {"scf": [self_consistent(mol, dm, name, level) for name in names]}
+    else:
+        tables = times(mol, dm, names[0], level, settings.repeats)
+    return harness.result(system, mol, grids, checks, tables)
+
+
+def molecule(settings: argparse.Namespace, system: str) -> tuple[Any, Any]:
+    """A molecule, and its density matrix of PBE: with a spin axis for open shells."""
+    from pyscf import dft, gto
+
+    atom, spin = SYSTEMS[system]
+    mol = gto.M(atom=atom, spin=spin, basis=settings.basis, verbose=0)
+    mf = dft.KS(mol, xc="PBE").density_fit()
+    mf.grids.level = settings.grid_level
+    mf.kernel()
+    return mol, mf.make_rdm1()
+
+
+def mean_field(mol: Any, model: str, code: str, level: int) -> Any:
+    """A Kohn-Sham calculation of one of the codes, with built grids."""
+    from ciderpress.pyscf.dft import make_cider_calc
+    from pyscf import dft
+
+    from cider import CiderFunctional
+    from cider.ciderpress_model import installed_models
+
+    mf = dft.KS(mol)
+    mf.grids.level = level
+    name = f"CIDER23X_{model}"
+    if code == "cider":
+        (path,) = (path for path in installed_models() if path.stem == name)
+        mf.xc = CiderFunctional.from_ciderpress(path, correlation=CORRELATION)
+    else:
+        mf = make_cider_calc(mf, name, ckernel=CORRELATION)
+        mf._numint.build(mol)
+    mf.grids.build(with_non0tab=True)
+    return mf
+
+
+def check_grids(mol: Any, model: str, level: int) -> str:
+    """That both codes have the same points, in whatever order; in words.
+
+    Raises:
+        RuntimeError: They differ.
+    """
+    import numpy as np
+
+    tables = []
+    for code in CODES:
+        grids = mean_field(mol, model, code, level).grids
+        table = np.column_stack([grids.coords, grids.weights])
+        tables.append(table[np.lexsort(table.round(8).T)])
+    if tables[0].shape != tables[1].shape or abs(tables[0] - tables[1]).max() > 1e-10:
+        raise RuntimeError(f"{model}: the grids of the two codes differ")
+    return "the same points and weights in both codes"
+
+
+# Energies.
+
+
+def exchange_energies(
+    mol: Any, dm: Any, models: Sequence[str], level: int
+) -> dict[str, tuple[float, float, float | None]]:
+    """Exchange energy (Ha) of one density matrix: ours, theirs, and by direct sums.
+
+    Direct sums stand only where the others differ by more than ``LEAST_DIFFERENCE``.
+    """
+    found: dict[str, tuple[float, float, float | None]] = {}
+    kept: dict[str, Any] = {}  # models that have the same features
+    for model in models:
+        ours, theirs = (exchange_energy(mol, dm, model, code, level) for code in CODES)
+        direct = None
+        if abs(ours - theirs) > LEAST_DIFFERENCE:
+            integrator, grids = direct_setting(mol, model, level)
+            settings = integrator.settings.nldf_settings
+            key = f"{settings.sl_level} {settings.theta_params} {settings.feat_params}"
+            if key not in kept:
+                kept[key] = direct_features(integrator, mol, grids, dm)
+            direct = energy_of_features(integrator, mol, grids, dm, kept[key])
+        found[model] = ours, theirs, direct
+    return found
+
+
+def exchange_energy(mol: Any, dm: Any, model: str, code: str, level: int) -> float:
+    """Of one of the codes, without correlation."""
+    from cider import CiderFunctional
+
+    mf = mean_field(mol, model, code, level)
+    if code == "cider":
+        xc: Any = CiderFunctional(mf.xc.exchange)
+    else:
+        mf._numint.slxc, xc = "", mf.xc
+    evaluate = mf._numint.nr_rks if dm.ndim == 2 else mf._numint.nr_uks
+    return float(evaluate(mol, mf.grids, xc, dm)[1])
+
+
+def direct_setting(mol: Any, model: str, level: int) -> tuple[Any, Any]:
+    """The integrator of ciderpress, without correlation and with its features set up; its grids."""
+    mf = mean_field(mol, model, "ciderpress", level)
+    integrator = mf._numint
+    integrator.slxc = ""
+    integrator.initialize_feature_generators(mol, mf.grids, 1 if mol.spin == 0 else 2)
+    return integrator, mf.grids
+
+
+def direct_features(integrator: Any, mol: Any, grids: Any, dm: Any) -> Any:
+    """Features by their definition at the points of ``grids``, with the exponents of ciderpress.
+
+    Sums over grids of the same level that are not pruned: shape (spin, feature, grid). Zero where
+    the density is below the cutoff of ciderpress.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from pyscf import dft
+
+    from cider.conventions import float64
+
+    plan = integrator.nldfgen.plan
+    sources = dft.Grids(mol).set(level=grids.level, prune=None)
+    sources.build()
+
+    @float64
+    @jax.jit
+    def summed(coords: Any, charges: Any, exponent: Any, targets: Any, exponents: Any) -> Any:
+        def at(target: Any) -> Any:
+            position, own = target
+            distance_squared = jnp.sum((coords - position[None]) ** 2, axis=1)
+            screened = charges * jnp.exp(-exponent * distance_squared)
+            return jnp.exp(-own[:, None] * distance_squared[None]) @ screened
+
+        return jax.lax.map(at, (targets, exponents))
+
+    def exponent(rho: Any, number: int) -> Any:
+        return plan.eval_feat_exp(plan.get_rho_tuple(rho), i=number)[0]
+
+    num_features = integrator.settings.nldf_settings.nfeat
+    features = []
+    for own in spin_scaled(dm):
+        rho, rho_of_sources = ingredients(mol, own, grids), ingredients(mol, own, sources)
+        inside, dense = (r[0] > plan.rhocut for r in (rho, rho_of_sources))
+        exponents = [exponent(rho[:, inside], i) for i in range(num_features)]
+        values = np.zeros((num_features, len(inside)))
+        values[:, inside] = summed(
+            sources.coords[dense],
+            (sources.weights * rho_of_sources[0])[dense],
+            exponent(rho_of_sources[:, dense], -1),
+            grids.coords[inside],
+            np.stack(exponents, axis=1),
+        ).T
+        features.append(values)
+    return np.stack(features)
+
+
+def energy_of_features(integrator: Any, mol: Any, grids: Any, dm: Any, features: Any) -> float:
+    """Exchange energy (Ha) that ciderpress makes of given features (spin, feature, grid)."""
+    import numpy as np
+
+    num_ingredients = 5 if integrator.settings.sl_settings.level == "MGGA" else 4
+    rho = np.stack([ingredients(mol, own, grids) for own in spin_scaled(dm)])
+    rho = rho[:, :num_ingredients] / len(rho)
+    if len(rho) == 1:
+        rho, features = rho[0], features[0]
+    energy_per_electron = integrator.eval_xc_cider(None, rho, features, None)[0]
+    density = rho[0] if dm.ndim == 2 else rho[:, 0].sum(axis=0)
+    return float(np.sum(grids.weights * density * energy_per_electron))
+
+
+def spin_scaled(dm: Any) -> Any:
+    """Density matrices (spin, ao, ao), of each spin twice itself."""
+    return dm[None] if dm.ndim == 2 else 2 * dm
+
+
+def ingredients(mol: Any, dm: Any, grids: Any) -> Any:
+    """rho, its gradient, and tau: shape (5, grid)."""
+    import numpy as np
+    from pyscf import dft
+
+    blocks = (grids.coords[i : i + 20000] for i in range(0, len(grids.coords), 20000))
+    parts = [
+        dft.numint.eval_rho(
+            mol, dft.numint.eval_ao(mol, block, deriv=1), dm, xctype="MGGA", with_lapl=False
+        )
+        for block in blocks
+    ]
+    return np.hstack(parts)
+
+
+def energy_row(model: str, ours: float, theirs: float, direct: float | None) -> dict[str, Any]:
+    """Energies as text, in Ha; differences in micro-Ha."""
+    differences = {"cider − ciderpress": ours - theirs}
+    if direct is not None:
+        differences |= {"cider − direct": ours - direct, "ciderpress − direct": theirs - direct}
+    columns = ("cider − ciderpress", "cider − direct", "ciderpress − direct")
+    return {
+        "exchange at one density": model,
+        "cider (Ha)": f"{ours:.7f}",
+        **{
+            f"{name} (µHa)": f"{1e6 * differences[name]:+.2f}" if name in differences else ""
+            for name in columns
+        },
+    }
+
+
+def self_consistent(mol: Any, dm: Any, model: str, level: int) -> dict[str, Any]:
+    """Total energies of both codes, from the same start."""
+    energies, cycles = {}, {}
+    for code in CODES:
+        mf = mean_field(mol, model, code, level).density_fit()
+        mf.conv_tol = 1e-9
+        mf.kernel(dm)
+        energies[code] = mf.e_tot
+        cycles[code] = f"{mf.cycles}" + ("" if mf.converged else ", not converged")
+    return {
+        "self-consistent": model,
+        "cider (Ha)": f"{energies['cider']:.7f}",
+        "cider − ciderpress (µHa)": f"{1e6 * (energies['cider'] - energies['ciderpress']):+.2f}",
+        **{f"cycles, {code}": cycles[code] for code in CODES},
+    }
+
+
+# Times.
+
+
+def times(mol: Any, dm: Any, model: str, level: int, repeats: int) -> dict[str, list[dict]]:
+    """Seconds of an SCF iteration and of the first cycle, with density fitting, beside PBE."""
+    from pyscf import dft
+
+    functions: dict[str, Callable] = {}
+    for code in CODES:
+        functions[f"{model}, {code}"] = steps(mean_field(mol, model, code, level).density_fit(), dm)
+    semilocal = dft.KS(mol, xc="PBE").density_fit()
+    semilocal.grids.level = level
+    functions[f"{model}: PBE"] = steps(semilocal, dm)
+    first = {name: [harness.seconds(function)] for name, function in functions.items()}
+    repeated = harness.interleaved(functions, repeats)
+    references = [f"{model}: PBE"]
+    return {
+        f"times {model}": harness.rows_of(repeated, references),
+        f"first cycle {model}": harness.rows_of(
+            {f"first cycle, {name}": values for name, values in first.items()},
+            [f"first cycle, {name}" for name in references],
+        ),
+    }
+
+
+if __name__ == "__main__":
+    main()
