@@ -181,7 +181,7 @@ def exchange_energy(mol: Any, dm: Any, model: str, code: str, level: int) -> flo
 
     mf = mean_field(mol, model, code, level)
     if code == "cider":
-        xc: Any = CiderFunctional(mf.xc.exchange)
+        xc: Any = CiderFunctional(mf.xc.learned.exchange)
     else:
         mf._numint.slxc, xc = "", mf.xc
     evaluate = mf._numint.nr_rks if dm.ndim == 2 else mf._numint.nr_uks
