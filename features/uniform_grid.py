@@ -22,10 +22,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cider.conventions import AnyArray, float64
 
-WINDOW = 6
+WINDOW = 7
 """Width of the window, in cells."""
 
-WINDOW_SHARPNESS = 2.5 * WINDOW
+WINDOW_SHARPNESS = 2.4 * WINDOW
 """Exponent of the window at its centre; this choice balances truncation against aliasing."""
 
 BLOCK = 3

@@ -22,7 +22,7 @@ def convolution_of(points, selected, box=None):
 
 
 def test_all_pairs_of_exponents(points):
-    """With positive charges, as of densities, the window of six cells has an error of 3e-6."""
+    """With positive charges, as of densities, the window of seven cells has an error of 2e-6."""
     charges = np.random.default_rng(1).uniform(0, 1, (500, 3))
     convolution = convolution_of(points, np.ones((3, 2), bool))
     direct = DirectConvolution(points, np.ones(500), SOURCE_EXPONENTS, TARGET_EXPONENTS)

@@ -71,7 +71,7 @@ def descriptor_settings(choice: FeatureChoice, references: Store) -> dict[str, A
     """What determines descriptors, for a store's header."""
     settings = {
         "content": "descriptors",
-        "version": 2,
+        "version": 3,
         "references": references.recipe_hash,
         **dataclasses.asdict(choice),
     }

@@ -28,7 +28,9 @@ from cider.gaussian_process import chebyshev_basis
 from cider.input_transform import InputTransform
 from cider.training.descriptors import DescriptorReader, read_points
 from cider.training.fit import parameter_features
-from cider.training.integrals import LEAST_DENSITY
+
+LEAST_DENSITY = 1e-5
+"""Density (bohr^-3) down to which a fit is kept smooth: outer electrons have a potential too."""
 
 _POOL_PER_SYSTEM = 200
 _SLOPES_PER_SYSTEM = 40
@@ -43,8 +45,8 @@ def spread_points(
 ) -> Float[np.ndarray, "input point"]:
     """Model inputs of ``count`` points that cover what densities reach where they matter.
 
-    Greedily the farthest from those already chosen, among a random sample of points with
-    rho > 1e-3; the first is the one farthest from the origin.
+    Greedily the farthest from those already chosen, among a random sample of points above
+    ``LEAST_DENSITY``; the first is the one farthest from the origin.
     """
     pool = []
     for index, key in enumerate(keys):
@@ -81,7 +83,7 @@ def slope_points(
     """Bounded descriptors of points where slopes count, as many of each system.
 
     Half of them are chosen by their energy; the others, which speak for the potential, are any
-    with rho > 1e-3.
+    above ``LEAST_DENSITY``.
     """
     samples = []
     for index, key in enumerate(keys):
