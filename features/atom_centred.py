@@ -344,8 +344,8 @@ def _kernel_mixing(
 ) -> tuple[Float[np.ndarray, "gamma source target"], Float[np.ndarray, " gamma"]]:
     """Expansion of the sums of selected exponents in the ladder of kernels."""
     sums = np.add.outer(np.array(source_exponents), np.array(target_exponents))
-    # Margins on both sides, where the expansion is poor: half of the least sum left smooth densities
-    # off by 4e-5, an eighth by 1e-7.
+    # Margins on both sides, where the expansion is poor: from half of the least sum, smooth
+    # densities were off by 4e-5, from an eighth by 1e-7.
     gamma = ladder_exponents(sums[selected].min() / 8, 4 * sums.max(), KERNEL_RATIO)
     coefficients = np.asarray(GaussianLadder(gamma).coefficients(jnp.asarray(sums)))
     return np.ascontiguousarray(np.moveaxis(coefficients * selected[..., None], -1, 0)), gamma

@@ -1,6 +1,6 @@
 r"""The Gaussian convolution of a molecule: smooth Gaussians on uniform grids, sharp ones on atoms.
 
-A Gaussian :math:`e^{-(\alpha + \beta) u^2}` belongs to the first uniform grid that resolves both
+A Gaussian :math:`e^{-(\alpha + \beta) u^2}` belongs to the coarsest uniform grid that resolves both
 exponents, or else to the atoms, whose expansions it does not leave by more than a few bohr. So
 smooth fields cost the same for each point however large the molecule, and the expansions need
 no harmonics for what is far away.
@@ -15,12 +15,12 @@ from cider.conventions import AnyArray, float64
 from cider.features.atom_centred import AtomCentredConvolution, atom_centred_convolution
 from cider.features.atomic_shells import AtomicGrid, partition_of_unity
 from cider.features.convolution import GaussianConvolution
-from cider.features.threads import thread_pool
-from cider.features.uniform_grid import (
-    UniformGridConvolution,
-    uniform_grid,
-    uniform_grid_convolution,
+from cider.features.nested_grids import (
+    NestedGridsConvolution,
+    Reach,
+    nested_grids_convolution,
 )
+from cider.features.threads import thread_pool
 
 GRIDS = ((0.075, 10.0), (0.5, 6.0))
 """Largest exponent (bohr^-2) of each uniform grid, and how far it reaches (bohr) beyond spheres of
@@ -46,7 +46,7 @@ class MolecularConvolution(GaussianConvolution):
     """
 
     volumes: Float[np.ndarray, " grid"]
-    smooth: tuple[UniformGridConvolution, ...]
+    smooth: NestedGridsConvolution
     sharp: AtomCentredConvolution
     merge_sources: Float[np.ndarray, "source merged_source"]
     merge_targets: Float[np.ndarray, "target merged_target"]
@@ -57,21 +57,19 @@ class MolecularConvolution(GaussianConvolution):
     def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         charges = self.volumes[:, None] * np.asarray(sources)
         with thread_pool() as pool:
-            smooth = [pool.submit(part.apply, charges) for part in self.smooth]
+            smooth = pool.submit(self.smooth.apply, charges)
             fields = self.sharp.apply(charges @ self.merge_sources, pool) @ self.merge_targets.T
-            for part in smooth:
-                values = part.result()
-                fields[:, : values.shape[1]] += values
+            values = smooth.result()
+        fields[:, : values.shape[1]] += values
         return fields
 
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         fields = np.asarray(fields)
         with thread_pool() as pool:
-            smooth = [pool.submit(part.transpose, fields) for part in self.smooth]
+            smooth = pool.submit(self.smooth.transpose, fields)
             charges = self.sharp.transpose(fields @ self.merge_targets, pool) @ self.merge_sources.T
-            for part in smooth:
-                values = part.result()
-                charges[:, : values.shape[1]] += values
+            values = smooth.result()
+        charges[:, : values.shape[1]] += values
         return self.volumes[:, None] * charges
 
 
@@ -98,24 +96,17 @@ def molecular_convolution(
     shares = np.zeros(len(coords))
     shares[owned] = partition_of_unity(coords[owned], owner[owned], centers)
 
-    smooth, done = [], 0.0
+    reaches = []
     for largest, margin in GRIDS:
-        own_sources = source_exponents[source_exponents <= largest]
-        own_targets = target_exponents[target_exponents <= largest]
-        selected = np.maximum.outer(own_sources, own_targets) > done
-        if not selected.any():
-            continue
         lowest, highest = centers - reach - margin, centers + reach + margin
-        box = np.array([lowest.min(axis=0), highest.max(axis=0)])
-        grid = uniform_grid(coords, box, 2 * largest)
-        smooth.append(uniform_grid_convolution(grid, own_sources, own_targets, selected))
-        done = largest
+        reaches.append(Reach(largest, np.array([lowest.min(axis=0), highest.max(axis=0)])))
+    done = reaches[-1].largest_exponent
     merged_sources, merge_sources = _merged(source_exponents, MERGED * done)
     merged_targets, merge_targets = _merged(target_exponents, MERGED * done)
     selected = np.maximum.outer(merged_sources, merged_targets) > done
     return MolecularConvolution(
         volumes=volumes * shares,
-        smooth=tuple(smooth),
+        smooth=nested_grids_convolution(coords, reaches, source_exponents, target_exponents),
         sharp=atom_centred_convolution(
             coords, owner, atoms, merged_sources, merged_targets, selected
         ),

@@ -17,10 +17,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, Bool, Float, Int
 
-from cider.conventions import AnyArray, float64
+from cider.conventions import AnyArray
 
 WINDOW = 7
 """Width of the window, in cells."""
@@ -49,31 +48,72 @@ def window(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.where(inside > 0, jnp.exp(WINDOW_SHARPNESS * (root - 1)), 0.0)
 
 
+def _window_transform(k: Float[np.ndarray, " wave"]) -> Float[np.ndarray, " wave"]:
+    """Fourier transform of the window, of a wave number per cell."""
+    x, weights = np.polynomial.legendre.leggauss(100)
+    x, weights = WINDOW / 2 * x, WINDOW / 2 * weights
+    return (weights * np.asarray(window(x))) @ np.cos(np.outer(x, k))
+
+
+def _wave_numbers(size: int) -> tuple[Float[np.ndarray, " wave"], Float[np.ndarray, " wave"]]:
+    """Quadrature over the wave numbers of a grid, up to pi per cell, for a number of cells."""
+    nodes, weights = np.polynomial.legendre.leggauss(2 * size + 100)
+    return np.pi * nodes, np.pi * weights
+
+
 def grid_gaussians(gammas: Float[np.ndarray, " pair"], size: int) -> Float[np.ndarray, "pair size"]:
     r"""The sequences :math:`T_\gamma(n)`; ``gammas`` in units of the inverse squared spacing."""
-    nodes, weights = np.polynomial.legendre.leggauss(2 * size + 100)
-    k = np.pi * nodes
-    x, w = np.polynomial.legendre.leggauss(100)
-    x, w = WINDOW / 2 * x, WINDOW / 2 * w
-    transform = (w * np.asarray(window(x))) @ np.cos(np.outer(x, k))
+    k, weights = _wave_numbers(size)
     gamma = gammas[:, None]
-    spectrum = np.sqrt(np.pi / gamma) * np.exp(-(k**2) / (4 * gamma)) / transform**2
-    return (weights * spectrum) @ np.cos(np.outer(k, np.arange(size))) / 2
+    spectrum = np.sqrt(np.pi / gamma) * np.exp(-(k**2) / (4 * gamma)) / _window_transform(k) ** 2
+    return (weights * spectrum) @ np.cos(np.outer(k, np.arange(size))) / (2 * np.pi)
+
+
+def coarsening(
+    fine: Float[np.ndarray, " fine"], coarse: Float[np.ndarray, " coarse"]
+) -> Float[np.ndarray, "coarse fine"]:
+    r"""What turns charges spread over one grid into those spread over a coarser one.
+
+    Of ``fine`` and ``coarse`` (bohr), the equidistant places of the grid points in one dimension.
+    The spectrum of the matrix, :math:`\hat\phi_c(k) / \hat\phi_f(k)`, replaces one window by the
+    other for the waves that the finer grid has; smoother Gaussians have no others.
+    """
+    spacing, ratio = fine[1] - fine[0], (coarse[1] - coarse[0]) / (fine[1] - fine[0])
+    distance = np.subtract.outer(coarse, fine) / spacing
+    k, weights = _wave_numbers(int(abs(distance).max()) + 1)
+    spectrum = ratio * _window_transform(ratio * k) / _window_transform(k)
+    # cos(k (X - x)), as the product that it is.
+    angle_coarse, angle_fine = np.outer(coarse / spacing, k), np.outer(fine / spacing, k)
+    weighted = weights * spectrum / (2 * np.pi)
+    return (np.cos(angle_coarse) * weighted) @ np.cos(angle_fine).T + (
+        np.sin(angle_coarse) * weighted
+    ) @ np.sin(angle_fine).T
 
 
 class UniformGrid(eqx.Module):
-    """A box of cells and the points within it, sorted by blocks into tiles of equal size.
+    """A box of cells and points within it, sorted by blocks into tiles of equal size.
 
-    ``points`` are indices into the points of the system; what fills up a tile is one past them.
-    ``places`` says where each point is among the tiles (one past them if outside of the box).
+    ``origin`` (bohr) is where the first grid point lies. ``points`` are indices into the points of
+    the system; what fills up a tile is one past them. ``places`` says where each point is among
+    the tiles (one past them if in none).
     """
 
     shape: tuple[int, int, int] = eqx.field(static=True)
     spacing: float = eqx.field(static=True)
+    origin: Float[np.ndarray, " xyz"]
     corners: Int[np.ndarray, "tile xyz"]
     points: Int[np.ndarray, "tile point"]
     offsets: Float[np.ndarray, "tile point xyz"]
     places: Int[np.ndarray, " grid"]
+
+    @property
+    def held(self) -> Bool[np.ndarray, " grid"]:
+        """The points that are in some tile."""
+        return self.places < self.points.size
+
+    def places_along(self, dimension: int) -> Float[np.ndarray, " line"]:
+        """Coordinates (bohr) of the grid points in one dimension."""
+        return self.origin[dimension] + self.spacing * np.arange(self.shape[dimension])
 
     @eqx.filter_jit
     def spread(self, charges: Float[AnyArray, "grid c"]) -> Float[Array, "c x y z"]:
@@ -97,7 +137,7 @@ class UniformGrid(eqx.Module):
 
     @eqx.filter_jit
     def read(self, values: Float[AnyArray, "c x y z"]) -> Float[Array, "grid c"]:
-        """The transpose of ``spread``: values at the points, zero outside of the box."""
+        """The transpose of ``spread``: values at the points, zero at those in no tile."""
         values = jnp.asarray(values)
         num = values.shape[0]
 
@@ -127,10 +167,12 @@ def uniform_grid(
     coords: Float[np.ndarray, "grid xyz"],
     box: Float[np.ndarray, "2 xyz"],
     largest_exponent: float,
+    excluded: Bool[np.ndarray, " grid"],
 ) -> UniformGrid:
     """A grid that resolves Gaussians up to an exponent (bohr^-2), and the points in the box.
 
-    The box (least and largest coordinates, bohr) is enlarged to a whole number of blocks.
+    The box (least and largest coordinates, bohr) is enlarged to a whole number of blocks. Points
+    that are ``excluded`` are left out.
     """
     spacing = math.sqrt(RESOLUTION / largest_exponent)
     # An even number, so that molecules of like size share what is compiled.
@@ -138,7 +180,7 @@ def uniform_grid(
     origin = (box[0] + box[1] - num_blocks * BLOCK * spacing) / 2
     position = (coords - origin) / spacing  # in cells
     block = np.floor(position / BLOCK).astype(int)
-    inside = np.all((block >= 0) & (block < num_blocks), axis=1)
+    inside = np.all((block >= 0) & (block < num_blocks), axis=1) & ~excluded
     tiles, corners = _sort_into_tiles(block, inside, num_blocks)
     num_tiles = _rounded_up(len(tiles))
     points = np.full((num_tiles, TILE), len(coords))
@@ -151,7 +193,8 @@ def uniform_grid(
     places = np.full(len(coords) + 1, num_tiles * TILE)
     places[points.ravel()] = np.arange(num_tiles * TILE)
     nx, ny, nz = (num_blocks * BLOCK + WINDOW - 1).tolist()
-    return UniformGrid((nx, ny, nz), spacing, corner, points, offsets, places[:-1])
+    first = origin - (WINDOW / 2 - 1) * spacing
+    return UniformGrid((nx, ny, nz), spacing, first, corner, points, offsets, places[:-1])
 
 
 def _sort_into_tiles(
@@ -179,55 +222,3 @@ def _rounded_up(count: int) -> int:
     """A number of tiles that molecules of like size share, an eighth larger at most."""
     step = 2 ** max(0, count.bit_length() - 4)
     return -(-count // step) * step
-
-
-class UniformGridConvolution(eqx.Module):
-    """Convolution with the Gaussians of some pairs of exponents, on one uniform grid.
-
-    ``pairs`` are (source, target) columns; ``sequences`` the Gaussian of each pair's exponent,
-    for the longest dimension of the grid.
-    """
-
-    grid: UniformGrid
-    pairs: Int[np.ndarray, "pair 2"]
-    sequences: Float[np.ndarray, "pair size"]
-    num_sources: int = eqx.field(static=True)
-    num_targets: int = eqx.field(static=True)
-
-    def apply(self, charges: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
-        """Fields of charges, both at the points of the grid; further columns are left aside."""
-        return self._convolve(charges[:, : self.num_sources], self.pairs, self.num_targets)
-
-    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
-        """The transposed map."""
-        return self._convolve(fields[:, : self.num_targets], self.pairs[:, ::-1], self.num_sources)
-
-    @float64
-    def _convolve(
-        self, values: Float[AnyArray, "grid in"], pairs: Int[np.ndarray, "pair 2"], num_out: int
-    ) -> Float[np.ndarray, "grid out"]:
-        """Sum over pairs of columns (in, out)."""
-        spread = np.asarray(self.grid.spread(values))
-        nx, ny, nz = self.grid.shape
-        total = np.zeros((num_out, nx, ny, nz))
-        for (column_in, column_out), sequence in zip(pairs, self.sequences, strict=True):
-            matrix = scipy.linalg.toeplitz(sequence)
-            by_x = matrix[:nx, :nx] @ spread[column_in].reshape(nx, -1)
-            by_z = by_x.reshape(-1, nz) @ matrix[:nz, :nz]
-            total[column_out] += matrix[:ny, :ny] @ by_z.reshape(nx, ny, nz)
-        return np.asarray(self.grid.read(total))
-
-
-def uniform_grid_convolution(
-    grid: UniformGrid,
-    source_exponents: Float[np.ndarray, " source"],
-    target_exponents: Float[np.ndarray, " target"],
-    selected: Bool[np.ndarray, "source target"],
-) -> UniformGridConvolution:
-    """The convolution with ``exp(-(a + b) u^2)`` for the selected pairs of exponents (bohr^-2)."""
-    pairs = np.argwhere(selected)
-    gammas = (source_exponents[pairs[:, 0]] + target_exponents[pairs[:, 1]]) * grid.spacing**2
-    sequences = grid_gaussians(gammas, max(grid.shape))
-    return UniformGridConvolution(
-        grid, pairs, sequences, len(source_exponents), len(target_exponents)
-    )
