@@ -226,13 +226,14 @@ def direct_features(integrator: Any, mol: Any, grids: Any, dm: Any) -> Any:
         return jax.lax.map(at, (targets, exponents))
 
     def exponent(rho: Any, number: int) -> Any:
-        return plan.eval_feat_exp(plan.get_rho_tuple(rho), i=number)[0]
+        # A plan of two spins scales the density itself.
+        return plan.eval_feat_exp(plan.get_rho_tuple(rho / plan.nspin), i=number)[0]
 
     num_features = integrator.settings.nldf_settings.nfeat
     features = []
     for own in spin_scaled(dm):
         rho, rho_of_sources = ingredients(mol, own, grids), ingredients(mol, own, sources)
-        inside, dense = (r[0] > plan.rhocut for r in (rho, rho_of_sources))
+        inside, dense = (r[0] > plan.nspin * plan.rhocut for r in (rho, rho_of_sources))
         exponents = [exponent(rho[:, inside], i) for i in range(num_features)]
         values = np.zeros((num_features, len(inside)))
         values[:, inside] = summed(
