@@ -1,4 +1,4 @@
-r"""Convolution with smooth Gaussians on a uniform grid, without periodicity.
+r"""A uniform grid for points anywhere in space, and smooth Gaussians on it, without periodicity.
 
 Sources anywhere in space are spread over the cells around them with a smooth window, convolved on
 the grid, and the fields read off with the same window,
