@@ -7,6 +7,7 @@ no harmonics for what is far away.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float
@@ -56,8 +57,9 @@ class MolecularConvolution(GaussianConvolution):
 
     def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         charges = self.volumes[:, None] * np.asarray(sources)
-        with thread_pool() as pool:
-            smooth = pool.submit(self.smooth.apply, charges)
+        with thread_pool() as pool, ThreadPoolExecutor(1) as other:
+            # What it does itself is little; it waits for the pool.
+            smooth = other.submit(self.smooth.apply, charges, pool)
             fields = self.sharp.apply(charges @ self.merge_sources, pool) @ self.merge_targets.T
             values = smooth.result()
         fields[:, : values.shape[1]] += values
@@ -65,8 +67,8 @@ class MolecularConvolution(GaussianConvolution):
 
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         fields = np.asarray(fields)
-        with thread_pool() as pool:
-            smooth = pool.submit(self.smooth.transpose, fields)
+        with thread_pool() as pool, ThreadPoolExecutor(1) as other:
+            smooth = other.submit(self.smooth.transpose, fields, pool)
             charges = self.sharp.transpose(fields @ self.merge_targets, pool) @ self.merge_sources.T
             values = smooth.result()
         charges[:, : values.shape[1]] += values

@@ -10,6 +10,7 @@ finer one, so that each point is visited once however many grids there are:
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -59,25 +60,32 @@ class _Level(eqx.Module):
         )
 
     def spread(
-        self, values: Float[AnyArray, "grid _"], finer: Float[np.ndarray, "_ x y z"] | None
+        self,
+        values: Float[AnyArray, "grid _"],
+        finer: Float[np.ndarray, "_ x y z"] | None,
+        pool: Executor,
     ) -> Float[np.ndarray, "source _ _ _"]:
         """Values at the own points, and what is spread on the finer grid, spread on this one."""
-        total = np.array(self.grid.spread(values[:, : self.num_sources]))
+        total = self.grid.spread(values[:, : self.num_sources], pool)
         if self.coarsen is not None and finer is not None:
             for own, column in zip(total, finer, strict=False):
                 own += _along_each_dimension(self.coarsen, column)
         return total
 
     def convolve(
-        self, spread: Float[np.ndarray, "source x y z"]
+        self, spread: Float[np.ndarray, "source x y z"], pool: Executor
     ) -> Float[np.ndarray, "target x y z"]:
-        """Sum over pairs of columns."""
-        total = np.zeros((self.num_targets, *self.grid.shape))
-        for (source, target), sequence in zip(self.pairs, self.sequences, strict=True):
-            gaussian = scipy.linalg.toeplitz(sequence)
-            matrices = tuple(gaussian[:size, :size] for size in self.grid.shape)
-            total[target] += _along_each_dimension(matrices, spread[source])
-        return total
+        """Sum over pairs of columns; ``pool`` runs targets in parallel."""
+
+        def field(target: int) -> Float[np.ndarray, "x y z"]:
+            total = np.zeros(self.grid.shape)
+            for index in np.flatnonzero(self.pairs[:, 1] == target):
+                gaussian = scipy.linalg.toeplitz(self.sequences[index])
+                matrices = tuple(gaussian[:size, :size] for size in self.grid.shape)
+                total += _along_each_dimension(matrices, spread[self.pairs[index, 0]])
+            return total
+
+        return np.stack(list(pool.map(field, range(self.num_targets))))
 
     def refine(
         self, fields: Float[np.ndarray, "target x y z"], finer: Float[np.ndarray, "_ _ _ _"]
@@ -97,28 +105,34 @@ class NestedGridsConvolution(eqx.Module):
 
     levels: tuple[_Level, ...]
 
-    def apply(self, charges: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
-        """Fields of charges, both at the points; further columns are left aside."""
-        return _convolve(self.levels, charges)
+    def apply(
+        self, charges: Float[AnyArray, "grid source"], pool: Executor
+    ) -> Float[np.ndarray, "grid target"]:
+        """Fields of charges, both at the points; further columns are left aside.
 
-    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
+        ``pool`` runs parts of the work in parallel; it must not run this itself.
+        """
+        return _convolve(self.levels, charges, pool)
+
+    def transpose(
+        self, fields: Float[AnyArray, "grid target"], pool: Executor
+    ) -> Float[np.ndarray, "grid source"]:
         """The transposed map."""
-        return _convolve(tuple(level.transposed() for level in self.levels), fields)
+        return _convolve(tuple(level.transposed() for level in self.levels), fields, pool)
 
 
-@float64
 def _convolve(
-    levels: Sequence[_Level], values: Float[AnyArray, "grid _"]
+    levels: Sequence[_Level], values: Float[AnyArray, "grid _"], pool: Executor
 ) -> Float[np.ndarray, "grid target"]:
     spreads: list[Float[np.ndarray, "_ _ _ _"]] = []
     for level in levels:
-        spreads.append(level.spread(values, spreads[-1] if spreads else None))
-    fields = [level.convolve(spread) for level, spread in zip(levels, spreads, strict=True)]
+        spreads.append(level.spread(values, spreads[-1] if spreads else None, pool))
+    fields = [level.convolve(spread, pool) for level, spread in zip(levels, spreads, strict=True)]
     for index in range(len(levels) - 1, 0, -1):
         levels[index].refine(fields[index], fields[index - 1])
     result = np.zeros((len(values), max((level.num_targets for level in levels), default=0)))
     for level, own in zip(levels, fields, strict=True):
-        result[:, : level.num_targets] += np.asarray(level.grid.read(own))
+        result[:, : level.num_targets] += level.grid.read(own, pool)
     return result
 
 

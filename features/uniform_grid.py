@@ -12,6 +12,7 @@ dimensions, so that dense products with small matrices take the place of Fourier
 """
 
 import math
+from concurrent.futures import Executor
 
 import equinox as eqx
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from cider.conventions import AnyArray
+from cider.conventions import AnyArray, float64
 
 WINDOW = 7
 """Width of the window, in cells."""
@@ -35,6 +36,9 @@ PATCH = BLOCK + WINDOW - 1
 
 TILE = 32
 """Points of one block that share a matrix product."""
+
+PARTS = 4
+"""Parts of the points that are worked on in parallel, and added up in order."""
 
 RESOLUTION = 0.2
 """Product of the largest exponent and the squared spacing."""
@@ -90,68 +94,111 @@ def coarsening(
     ) @ np.sin(angle_fine).T
 
 
-class UniformGrid(eqx.Module):
-    """A box of cells and points within it, sorted by blocks into tiles of equal size.
+class Tiles(eqx.Module):
+    """Points sorted by blocks of cells into tiles of equal size.
 
-    ``origin`` (bohr) is where the first grid point lies. ``points`` are indices into the points of
-    the system; what fills up a tile is one past them. ``places`` says where each point is among
-    the tiles (one past them if in none).
+    ``points`` are indices into the points of the system; what fills up a tile is one past them.
+    """
+
+    corners: Int[np.ndarray, "tile xyz"]
+    points: Int[np.ndarray, "tile point"]
+    offsets: Float[np.ndarray, "tile point xyz"]
+
+
+class UniformGrid(eqx.Module):
+    """A box of cells, and the points within it in a few parts of as many tiles.
+
+    ``origin`` (bohr) is where the first grid point lies.
     """
 
     shape: tuple[int, int, int] = eqx.field(static=True)
     spacing: float = eqx.field(static=True)
     origin: Float[np.ndarray, " xyz"]
-    corners: Int[np.ndarray, "tile xyz"]
-    points: Int[np.ndarray, "tile point"]
-    offsets: Float[np.ndarray, "tile point xyz"]
-    places: Int[np.ndarray, " grid"]
+    parts: tuple[Tiles, ...]
+    num_points: int = eqx.field(static=True)
 
     @property
     def held(self) -> Bool[np.ndarray, " grid"]:
         """The points that are in some tile."""
-        return self.places < self.points.size
+        held = np.zeros(self.num_points + 1, dtype=bool)
+        for part in self.parts:
+            held[part.points] = True
+        return held[:-1]
 
     def places_along(self, dimension: int) -> Float[np.ndarray, " line"]:
         """Coordinates (bohr) of the grid points in one dimension."""
         return self.origin[dimension] + self.spacing * np.arange(self.shape[dimension])
 
-    @eqx.filter_jit
-    def spread(self, charges: Float[AnyArray, "grid c"]) -> Float[Array, "c x y z"]:
-        """Charges at the points, spread over the grid."""
-        padded = jnp.pad(jnp.asarray(charges), ((0, 1), (0, 0)))
-        num = padded.shape[1]
+    def spread(
+        self, charges: Float[AnyArray, "grid c"], pool: Executor
+    ) -> Float[np.ndarray, "c x y z"]:
+        """Charges at the points, spread over the grid; ``pool`` runs parts in parallel."""
+        total = np.zeros((charges.shape[1], *self.shape))
+        for part in pool.map(lambda part: _spread(part, charges, self.shape), self.parts):
+            total += part
+        return total
 
-        def add_tile(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
-            corner, own, offsets = tile
-            x, plane = _windows(offsets)
-            columns = own.T[:, None] * x[None]
-            patch = (columns.reshape(-1, TILE) @ plane.T).reshape(num, PATCH, PATCH, PATCH)
-            start = (0, *corner)
-            old = jax.lax.dynamic_slice(total, start, patch.shape)
-            return jax.lax.dynamic_update_slice(total, old + patch, start), None
-
-        zero = jnp.zeros((num, *self.shape), padded.dtype)
-        # Gathered here: within the loop it would be split among threads, and be slower.
-        tiles = jnp.asarray(self.corners), padded[self.points], jnp.asarray(self.offsets)
-        return jax.lax.scan(add_tile, zero, tiles)[0]
-
-    @eqx.filter_jit
-    def read(self, values: Float[AnyArray, "c x y z"]) -> Float[Array, "grid c"]:
+    def read(
+        self, values: Float[np.ndarray, "c x y z"], pool: Executor
+    ) -> Float[np.ndarray, "grid c"]:
         """The transpose of ``spread``: values at the points, zero at those in no tile."""
-        values = jnp.asarray(values)
-        num = values.shape[0]
+        result = np.zeros((self.num_points + 1, len(values)))
+        by_part = pool.map(lambda part: _read(part, values), self.parts)
+        for part, own in zip(self.parts, by_part, strict=True):
+            result[part.points] = own
+        result[-1] = 0.0
+        return result[:-1]
 
-        def read_tile(tile: tuple[Array, Array]) -> Array:
-            corner, offsets = tile
-            x, plane = _windows(offsets)
-            patch = jax.lax.dynamic_slice(values, (0, *corner), (num, PATCH, PATCH, PATCH))
-            columns = (patch.reshape(num * PATCH, -1) @ plane).reshape(num, PATCH, TILE)
-            terms = [columns[:, k] * x[k][None] for k in range(PATCH)]
-            return sum(terms[1:], terms[0]).T
 
-        tiles = jnp.asarray(self.corners), jnp.asarray(self.offsets)
-        by_tile = jax.lax.map(read_tile, tiles).reshape(-1, num)
-        return jnp.pad(by_tile, ((0, 1), (0, 0)))[self.places]
+@float64
+def _spread(
+    tiles: Tiles, charges: Float[AnyArray, "grid c"], shape: tuple[int, int, int]
+) -> Float[np.ndarray, "c x y z"]:
+    return np.asarray(_compiled_spread(tiles, charges, shape))
+
+
+@float64
+def _read(tiles: Tiles, values: Float[np.ndarray, "c x y z"]) -> Float[np.ndarray, "tile point c"]:
+    return np.asarray(_compiled_read(tiles, values))
+
+
+@eqx.filter_jit
+def _compiled_spread(
+    tiles: Tiles, charges: Float[AnyArray, "grid c"], shape: tuple[int, int, int]
+) -> Float[Array, "c x y z"]:
+    padded = jnp.pad(jnp.asarray(charges), ((0, 1), (0, 0)))
+    num = padded.shape[1]
+
+    def add_tile(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        corner, own, offsets = tile
+        x, plane = _windows(offsets)
+        columns = own.T[:, None] * x[None]
+        patch = (columns.reshape(-1, TILE) @ plane.T).reshape(num, PATCH, PATCH, PATCH)
+        start = (0, *corner)
+        old = jax.lax.dynamic_slice(total, start, patch.shape)
+        return jax.lax.dynamic_update_slice(total, old + patch, start), None
+
+    # Gathered here: within the loop it would be split among threads, and be slower.
+    sequence = jnp.asarray(tiles.corners), padded[tiles.points], jnp.asarray(tiles.offsets)
+    return jax.lax.scan(add_tile, jnp.zeros((num, *shape), padded.dtype), sequence)[0]
+
+
+@eqx.filter_jit
+def _compiled_read(
+    tiles: Tiles, values: Float[AnyArray, "c x y z"]
+) -> Float[Array, "tile point c"]:
+    values = jnp.asarray(values)
+    num = values.shape[0]
+
+    def read_tile(tile: tuple[Array, Array]) -> Array:
+        corner, offsets = tile
+        x, plane = _windows(offsets)
+        patch = jax.lax.dynamic_slice(values, (0, *corner), (num, PATCH, PATCH, PATCH))
+        columns = (patch.reshape(num * PATCH, -1) @ plane).reshape(num, PATCH, TILE)
+        terms = [columns[:, k] * x[k][None] for k in range(PATCH)]
+        return sum(terms[1:], terms[0]).T
+
+    return jax.lax.map(read_tile, (jnp.asarray(tiles.corners), jnp.asarray(tiles.offsets)))
 
 
 def _windows(
@@ -190,11 +237,14 @@ def uniform_grid(
     offsets = position[np.minimum(points, len(coords) - 1)] - corner[:, None]
     # The first grid point of a patch lies half a window before the block.
     offsets += WINDOW / 2 - 1
-    places = np.full(len(coords) + 1, num_tiles * TILE)
-    places[points.ravel()] = np.arange(num_tiles * TILE)
+    size = num_tiles // PARTS
+    parts = tuple(
+        Tiles(*(array[start : start + size] for array in (corner, points, offsets)))
+        for start in range(0, num_tiles, size or 1)
+    )
     nx, ny, nz = (num_blocks * BLOCK + WINDOW - 1).tolist()
     first = origin - (WINDOW / 2 - 1) * spacing
-    return UniformGrid((nx, ny, nz), spacing, first, corner, points, offsets, places[:-1])
+    return UniformGrid((nx, ny, nz), spacing, first, parts, len(coords))
 
 
 def _sort_into_tiles(
@@ -219,6 +269,9 @@ def _sort_into_tiles(
 
 
 def _rounded_up(count: int) -> int:
-    """A number of tiles that molecules of like size share, an eighth larger at most."""
-    step = 2 ** max(0, count.bit_length() - 4)
+    """A number of tiles that molecules of like size share, an eighth larger at most.
+
+    A multiple of ``PARTS``.
+    """
+    step = max(PARTS, 2 ** (count.bit_length() - 4) if count > 8 else 1)
     return -(-count // step) * step

@@ -1,5 +1,7 @@
 """The convolution on uniform grids against the sum over all pairs of points."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -21,10 +23,21 @@ def reach(points, largest_exponent=0.4):
     return Reach(largest_exponent, np.array([points.min(axis=0), points.max(axis=0)]))
 
 
-def convolution_of(points, *reaches):
-    return nested_grids_convolution(
-        points, reaches or (reach(points),), SOURCE_EXPONENTS, TARGET_EXPONENTS
-    )
+class Convolution:
+    """The convolution of some points, and threads for it."""
+
+    def __init__(self, points, *reaches):
+        self.convolution = nested_grids_convolution(
+            points, reaches or (reach(points),), SOURCE_EXPONENTS, TARGET_EXPONENTS
+        )
+
+    def apply(self, charges):
+        with ThreadPoolExecutor(2) as pool:
+            return self.convolution.apply(charges, pool)
+
+    def transpose(self, fields):
+        with ThreadPoolExecutor(2) as pool:
+            return self.convolution.transpose(fields, pool)
 
 
 def direct_sum(points, charges):
@@ -42,7 +55,7 @@ def random_charges(points):
 def test_one_grid(points):
     """The window of seven cells has an error of 2e-6."""
     charges = random_charges(points)
-    relative = convolution_of(points).apply(charges) / direct_sum(points, charges) - 1
+    relative = Convolution(points).apply(charges) / direct_sum(points, charges) - 1
     assert np.sqrt(np.mean(relative**2, axis=0)).max() < 5e-6
 
 
@@ -50,7 +63,7 @@ def test_nested_grids(points):
     """What a finer grid hands on to a coarser one, and back, is what points would have done."""
     charges = random_charges(points)
     wide = np.concatenate([points, [[-9.0, -9.0, -9.0], [15.0, 13.0, 18.0]]])
-    nested = convolution_of(points, reach(wide, 0.08), reach(points)).apply(charges)
+    nested = Convolution(points, reach(wide, 0.08), reach(points)).apply(charges)
     np.testing.assert_allclose(nested, direct_sum(points, charges), rtol=2e-5)
 
 
@@ -59,7 +72,7 @@ def test_points_of_the_coarser_grid_alone(points):
     outer = points + np.array([7.0, 0.0, 0.0])
     both = np.concatenate([points, outer])
     charges = random_charges(both)
-    convolution = convolution_of(both, reach(both, 0.08), reach(points))
+    convolution = Convolution(both, reach(both, 0.08), reach(points))
     smooth = np.zeros((len(outer), len(TARGET_EXPONENTS)))
     for source, target in np.argwhere(SMOOTH):
         alone = np.zeros_like(charges)
@@ -74,7 +87,7 @@ def test_transpose(points):
     outer = points + np.array([7.0, 0.0, 0.0])
     both = np.concatenate([points, outer])
     charges, fields = rng.normal(size=(1000, 4)), rng.normal(size=(1000, 2))
-    convolution = convolution_of(both, reach(both, 0.08), reach(points))
+    convolution = Convolution(both, reach(both, 0.08), reach(points))
     forward = np.sum(convolution.apply(charges) * fields)
     backward = np.sum(convolution.transpose(fields) * charges)
     assert forward == pytest.approx(backward, rel=1e-12)
@@ -83,10 +96,8 @@ def test_transpose(points):
 def test_points_outside_of_all_boxes(points):
     """They have no fields, and their charges none either."""
     far = points + np.array([100.0, 0.0, 0.0])
-    both = convolution_of(np.concatenate([points, far]), reach(points))
+    both = Convolution(np.concatenate([points, far]), reach(points))
     charges = random_charges(np.concatenate([points, far]))
     fields = both.apply(charges)
-    np.testing.assert_allclose(
-        fields[:500], convolution_of(points).apply(charges[:500]), rtol=1e-12
-    )
+    np.testing.assert_allclose(fields[:500], Convolution(points).apply(charges[:500]), rtol=1e-12)
     assert np.abs(fields[500:]).max() == 0
