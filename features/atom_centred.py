@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from cider.conventions import AnyArray, float64
+from cider.conventions import AnyArray
 from cider.features.atomic_shells import (
     AtomicGrid,
     Moments,
     SphericalShells,
     spherical_shells,
 )
+from cider.features.compiled import add_rows
 from cider.features.gaussian_ladder import GaussianLadder, ladder_exponents
 from cider.features.rings import (
     DEGREE,
@@ -161,33 +162,27 @@ class AtomCentredConvolution(eqx.Module):
         self, charges: Float[AnyArray, "grid source"], pool: Executor
     ) -> Float[np.ndarray, "grid target"]:
         """Fields of charges, both at the points of the grid; ``pool`` runs atoms in parallel."""
-        charges = _with_nowhere(charges)
+        charges = np.asarray(charges)
         fields = np.zeros((len(charges), self.num_targets))
 
-        @float64
-        def fields_of(atom: _Atom) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        def fields_of(atom: _Atom) -> tuple[np.ndarray, list[np.ndarray]]:
             own, matrices = self.species[atom.species].fields(charges[atom.points])
             around = zip(atom.rings, matrices, strict=False)
-            return own, [
-                part
-                for ring, matrix in around
-                for part in ring.evaluate(matrix, self.coords, atom.center)
-            ]
+            return own, [ring.evaluate(matrix, self.coords, atom.center) for ring, matrix in around]
 
         for atom, (own, around) in zip(self.atoms, pool.map(fields_of, self.atoms), strict=True):
             fields[atom.points] += own
-            for points, values in around:
-                fields[points, : values.shape[2]] += values
-        return fields[:-1]
+            for ring, values in zip(atom.rings, around, strict=False):
+                add_rows(fields, ring.points, values)
+        return fields
 
     def transpose(
         self, fields: Float[AnyArray, "grid target"], pool: Executor
     ) -> Float[np.ndarray, "grid source"]:
         """The transposed map."""
-        fields = _with_nowhere(fields)
+        fields = np.asarray(fields)
         charges = np.zeros((len(fields), self.num_sources))
 
-        @float64
         def charges_of(atom: _Atom) -> np.ndarray:
             species = self.species[atom.species]
             around = zip(atom.rings, species.num_ring_targets, strict=False)
@@ -199,12 +194,7 @@ class AtomCentredConvolution(eqx.Module):
 
         for atom, own in zip(self.atoms, pool.map(charges_of, self.atoms), strict=True):
             charges[atom.points] = own
-        return charges[:-1]
-
-
-def _with_nowhere(values: Float[AnyArray, "grid c"]) -> Float[np.ndarray, "_ c"]:
-    """One more row of zeros, for points that fill up a tile."""
-    return np.pad(np.asarray(values), ((0, 1), (0, 0)))
+        return charges
 
 
 def atom_centred_convolution(

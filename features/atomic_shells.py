@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import equinox as eqx
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -132,7 +131,7 @@ def spherical_shells(angular: Sequence[AngularGrid], largest_lmax: int) -> Spher
     lmax = min(largest_lmax, int(degrees.max()) // 2)
     first_point = np.cumsum([0, *(len(grid.directions) for grid in angular)])
     grids = {grid.degree: grid.directions for grid in angular}
-    every = _harmonics(np.concatenate(list(grids.values())), lmax)
+    every = real_spherical_harmonics(np.concatenate(list(grids.values())), lmax)
     groups, start = [], 0
     for degree, directions in grids.items():
         members = np.flatnonzero(degrees == degree)
@@ -143,15 +142,3 @@ def spherical_shells(angular: Sequence[AngularGrid], largest_lmax: int) -> Spher
         start += len(directions)
     resolved = tuple(np.flatnonzero(degrees // 2 >= l) for l in range(lmax + 1))
     return SphericalShells(tuple(groups), resolved)
-
-
-def _harmonics(
-    directions: Float[np.ndarray, "angle xyz"], lmax: int
-) -> Float[np.ndarray, "lm angle"]:
-    """Harmonics of some directions; compiled for whole thousands of them."""
-    padding = np.repeat([[0.0, 0.0, 1.0]], -len(directions) % 1000, axis=0)
-    padded = np.concatenate([directions, padding])
-    return np.asarray(_compiled_harmonics(padded, lmax=lmax))[:, : len(directions)]
-
-
-_compiled_harmonics = jax.jit(real_spherical_harmonics, static_argnames="lmax")

@@ -2,22 +2,19 @@ r"""Fields of an atom at the points of other atoms.
 
 In panels of the radius they are polynomials times spherical harmonics. The panels form rings
 about the atom: the farther a ring, the fewer harmonics and the fewer exponents have fields there.
-Points are worked on in tiles of equal size, so that what is compiled is the same for all
-molecules.
 """
 
-import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, no_type_check
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from cider.features.spherical import real_spherical_harmonics
+from cider.features.compiled import compiled
+from cider.features.spherical import fill_harmonics, harmonics_recurrence
 
 
 class Ring(NamedTuple):
@@ -56,13 +53,7 @@ DEGREE = 5
 """Number of powers of the radius in each panel."""
 
 TILE = 128
-"""Grid points of one panel, which share a matrix product.
-
-No more: larger products would be split among threads, which atoms have already.
-"""
-
-BATCH = 16
-"""Tiles that are evaluated in one call."""
+"""Points of one panel that are worked on together, as many as stay in a processor's cache."""
 
 
 def panel_nodes() -> Float[np.ndarray, " node"]:
@@ -83,100 +74,128 @@ TO_POWERS = np.linalg.inv(np.vander(_CHEBYSHEV_POINTS, increasing=True))
 
 
 class RingPoints(eqx.Module):
-    """The points of other atoms in one ring about an atom, in batches of tiles.
+    """The points of other atoms in one ring about an atom, panel after panel.
 
-    Each tile lies within one panel; what fills it up is the index past the grid.
+    Those of a panel are the points from its entry of ``starts`` to the next.
     """
 
     ring: Ring = eqx.field(static=True)
-    points: Int[np.ndarray, "batch tile point"]
-    panels: Int[np.ndarray, "batch tile"]
+    points: Int[np.ndarray, " near"]
+    starts: Int[np.ndarray, " _"]
 
     def evaluate(
         self,
         matrices: Float[np.ndarray, "panel column lm"],
         coords: Float[np.ndarray, "grid xyz"],
         center: Float[np.ndarray, " xyz"],
-    ) -> Iterator[tuple[Int[np.ndarray, "tile point"], Float[np.ndarray, "tile point target"]]]:
-        """Points, batch by batch, and the fields there; ``matrices`` are per panel."""
-        for points, offsets, panels in self._batches(coords, center):
-            fields = _evaluate(offsets, panels, matrices, self.ring.inner, self.ring.lmax)
-            yield points, np.asarray(fields)
+    ) -> Float[np.ndarray, "near target"]:
+        """The fields at the points; ``matrices`` are per panel."""
+        fields = np.empty((len(self.points), matrices.shape[1] // DEGREE))
+        _evaluate(*self._geometry(coords, center), matrices, fields)
+        return fields
 
     def transpose(
         self,
-        fields: Float[np.ndarray, "_ target"],
+        fields: Float[np.ndarray, "grid target"],
         coords: Float[np.ndarray, "grid xyz"],
         center: Float[np.ndarray, " xyz"],
     ) -> Float[np.ndarray, "panel column lm"]:
-        """The transpose of ``evaluate``; ``fields`` have one row more than the grid."""
-        num_targets, num_harmonics = fields.shape[1], (self.ring.lmax + 1) ** 2
-        matrices = jnp.zeros((self.ring.num_panels, DEGREE * num_targets, num_harmonics))
-        for points, offsets, panels in self._batches(coords, center):
-            matrices = _evaluate_transpose(
-                offsets, panels, fields[points], matrices, self.ring.inner, self.ring.lmax
-            )
-        return np.asarray(matrices)
+        """The transpose of ``evaluate``."""
+        columns, num_harmonics = DEGREE * fields.shape[1], (self.ring.lmax + 1) ** 2
+        matrices = np.zeros((self.ring.num_panels, columns, num_harmonics))
+        _evaluate_transpose(*self._geometry(coords, center), fields[self.points], matrices)
+        return matrices
 
-    def _batches(
+    def _geometry(
         self, coords: Float[np.ndarray, "grid xyz"], center: Float[np.ndarray, " xyz"]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Points, offsets from the atom, and panels."""
-        for points, panels in zip(self.points, self.panels, strict=True):
-            yield points, np.take(coords, points, axis=0, mode="clip") - center, panels
+    ) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+        """Offsets from the atom, starts of panels, innermost radius, recurrence of harmonics."""
+        offsets = np.ascontiguousarray((coords[self.points] - center).T)
+        return offsets, self.starts, self.ring.inner, harmonics_recurrence(self.ring.lmax)
 
 
-@functools.partial(jax.jit, static_argnames="lmax")
+@compiled
+@no_type_check
 def _evaluate(
-    offsets: Float[Array, "tile point xyz"],
-    panels: Int[Array, " tile"],
-    matrices: Float[Array, "panel column lm"],
-    inner: float | Float[Array, ""],
-    lmax: int,
-) -> Float[Array, "tile point target"]:
-    def fields_of(tile: tuple[Array, Array]) -> Array:
-        harmonics, x = _tile_functions(*tile, inner, lmax)
-        values = (matrices[tile[1]] @ harmonics).reshape(DEGREE, -1, TILE)
-        result = values[-1]
-        for coefficient in values[-2::-1]:
-            result = coefficient + x[None] * result
-        return result.T
+    offsets: Float[np.ndarray, "xyz near"],
+    starts: Int[np.ndarray, " _"],
+    inner: float,
+    recurrence: Float[np.ndarray, "3 l m"],
+    matrices: Float[np.ndarray, "panel column lm"],
+    fields: Float[np.ndarray, "near target"],
+) -> None:
+    num_targets = fields.shape[1]
+    harmonics = np.empty((matrices.shape[2], TILE))
+    direction, x = np.zeros((3, TILE)), np.zeros(TILE)
+    powers = np.empty((matrices.shape[1], TILE))
+    for panel in range(len(matrices)):
+        for first in range(starts[panel], starts[panel + 1], TILE):
+            tile = slice(first, min(first + TILE, starts[panel + 1]))
+            _place_in_panel(offsets[:, tile], inner + panel * PANEL_WIDTH, direction, x)
+            fill_harmonics(direction, recurrence, harmonics)
+            np.dot(matrices[panel], harmonics, powers)
+            for target in range(num_targets):
+                total = powers[(DEGREE - 1) * num_targets + target]
+                for power in range(DEGREE - 2, -1, -1):
+                    coefficient = powers[power * num_targets + target]
+                    for n in range(TILE):
+                        total[n] = coefficient[n] + x[n] * total[n]
+                for n in range(tile.start, tile.stop):
+                    fields[n, target] = total[n - first]
 
-    return jax.lax.map(fields_of, (offsets, panels))
 
-
-@functools.partial(jax.jit, static_argnames="lmax")
+@compiled
+@no_type_check
 def _evaluate_transpose(
-    offsets: Float[Array, "tile point xyz"],
-    panels: Int[Array, " tile"],
-    fields: Float[Array, "tile point target"],
-    matrices: Float[Array, "panel column lm"],
-    inner: float | Float[Array, ""],
-    lmax: int,
-) -> Float[Array, "panel column lm"]:
-    """The transpose of ``_evaluate``, added to the matrices."""
+    offsets: Float[np.ndarray, "xyz near"],
+    starts: Int[np.ndarray, " _"],
+    inner: float,
+    recurrence: Float[np.ndarray, "3 l m"],
+    fields: Float[np.ndarray, "near target"],
+    matrices: Float[np.ndarray, "panel column lm"],
+) -> None:
+    """Add the transpose of ``_evaluate`` to the matrices."""
+    num_targets = fields.shape[1]
+    harmonics = np.empty((matrices.shape[2], TILE))
+    direction, x = np.zeros((3, TILE)), np.zeros(TILE)
+    powers = np.empty((matrices.shape[1], TILE))
+    product = np.empty(matrices.shape[1:])
+    for panel in range(len(matrices)):
+        for first in range(starts[panel], starts[panel + 1], TILE):
+            tile = slice(first, min(first + TILE, starts[panel + 1]))
+            _place_in_panel(offsets[:, tile], inner + panel * PANEL_WIDTH, direction, x)
+            fill_harmonics(direction, recurrence, harmonics)
+            for target in range(num_targets):
+                values = powers[target]
+                values[:] = 0.0
+                for n in range(tile.start, tile.stop):
+                    values[n - first] = fields[n, target]
+                for power in range(1, DEGREE):
+                    lower, current = values, powers[power * num_targets + target]
+                    for n in range(TILE):
+                        current[n] = x[n] * lower[n]
+                    values = current
+            np.dot(powers, harmonics.T, product)
+            matrices[panel] += product
 
-    def add_tile(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        harmonics, x = _tile_functions(*tile[:2], inner, lmax)
-        columns = [tile[2].T]
-        for _ in range(DEGREE - 1):
-            columns.append(x[None] * columns[-1])
-        return total.at[tile[1]].add(jnp.concatenate(columns) @ harmonics.T), None
 
-    return jax.lax.scan(add_tile, matrices, (offsets, panels, fields))[0]
+@compiled
+@no_type_check
+def _place_in_panel(
+    offsets: Float[np.ndarray, "xyz point"],
+    inner: float,
+    direction: Float[np.ndarray, "xyz tile"],
+    x: Float[np.ndarray, " tile"],
+) -> None:
+    """Write directions, and the coordinate of a panel from -1 to 1, of the points of one tile.
 
-
-def _tile_functions(
-    offsets: Float[Array, "point xyz"],
-    panel: Int[Array, ""],
-    inner: float | Float[Array, ""],
-    lmax: int,
-) -> tuple[Float[Array, "lm point"], Float[Array, " point"]]:
-    """Harmonics, and the coordinate of the panel, at the points of one tile."""
-    distance = jnp.sqrt(jnp.sum(offsets**2, axis=1) + 1e-30)
-    x = 2 / PANEL_WIDTH * (distance - inner) - 2 * panel - 1
-    # Points that fill up a tile may lie elsewhere.
-    return real_spherical_harmonics(offsets / distance[:, None], lmax), jnp.clip(x, -1, 1)
+    What is left of the tile keeps values of other points.
+    """
+    for n in range(offsets.shape[1]):
+        distance = math.sqrt(offsets[0, n] ** 2 + offsets[1, n] ** 2 + offsets[2, n] ** 2)
+        x[n] = 2 / PANEL_WIDTH * (distance - inner) - 1
+        for axis in range(3):
+            direction[axis, n] = offsets[axis, n] / max(distance, 1e-15)
 
 
 def ring_points(
@@ -187,21 +206,13 @@ def ring_points(
 
 
 def _ring_points(
-    ring: Ring, distance: Float[np.ndarray, " grid"], excluded: np.ndarray
+    ring: Ring, distance: Float[np.ndarray, " grid"], excluded: Bool[np.ndarray, " grid"]
 ) -> RingPoints:
     panel = np.floor((distance - ring.inner) / PANEL_WIDTH).astype(int)
-    panel[excluded] = -1
-    tiles = []
-    for index in range(ring.num_panels):
-        members = np.flatnonzero(panel == index)
-        tiles += [(index, members[i : i + TILE]) for i in range(0, len(members), TILE)]
-    num_batches = -(-len(tiles) // BATCH)
-    points = np.full((num_batches * BATCH, TILE), len(distance))
-    panels = np.zeros(num_batches * BATCH, dtype=int)
-    for position, (index, members) in enumerate(tiles):
-        points[position, : len(members)] = members
-        panels[position] = index
-    return RingPoints(ring, points.reshape(num_batches, BATCH, TILE), panels.reshape(-1, BATCH))
+    members = np.flatnonzero((panel >= 0) & (panel < ring.num_panels) & ~excluded)
+    points = members[np.argsort(panel[members], kind="stable")]
+    starts = np.searchsorted(panel[points], np.arange(ring.num_panels + 1))
+    return RingPoints(ring, points, starts)
 
 
 def ring_matrices(

@@ -1,57 +1,71 @@
 """Spherical harmonics and the radial kernels of a Gaussian in them."""
 
+import functools
 import math
-from typing import Any
+from typing import no_type_check
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from cider.features.compiled import compiled
 
 
 def real_spherical_harmonics(
-    direction: Float[Array, "grid xyz"], lmax: int
-) -> Float[Array, "lm grid"]:
-    r"""Real orthonormal spherical harmonics of unit vectors, index ``l² + l + m``.
-
-    Evaluated as polynomials in x, y, z, so that they have no pole on the axis. The recurrences run
-    in scans: unrolled, the compiler would repeat them for every row of the result.
-    """
-    x, y, z = direction.T
-    multiply, lower, diagonal = _legendre_coefficients(lmax, x.dtype)
-
-    def azimuth(previous: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
-        cosine, sine = previous
-        return (x * cosine - y * sine, x * sine + y * cosine), jnp.stack(previous)
-
-    def legendre(
-        previous: tuple[Array, Array], row: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array], Array]:
-        a, b, d = (c[:, None] for c in row)
-        current = a * (z[None] * previous[0] - b * previous[1]) + d
-        return (current, previous[0]), current
-
-    _, azimuths = jax.lax.scan(azimuth, (jnp.ones_like(x), jnp.zeros_like(x)), None, lmax + 1)
-    zero = jnp.zeros((lmax + 1, x.shape[0]), x.dtype)
-    _, legendres = jax.lax.scan(legendre, (zero, zero), (multiply, lower, diagonal))
-    l, m = np.array([(l, m) for l in range(lmax + 1) for m in range(-l, l + 1)]).T
-    norm = np.where(m == 0, 1.0, math.sqrt(2)).astype(x.dtype)[:, None]
-    return legendres[l, abs(m)] * (norm * azimuths[abs(m), (m < 0).astype(int)])
+    direction: Float[np.ndarray, "grid xyz"], lmax: int
+) -> Float[np.ndarray, "lm grid"]:
+    r"""Real orthonormal spherical harmonics of unit vectors, index ``l² + l + m``."""
+    harmonics = np.empty(((lmax + 1) ** 2, len(direction)))
+    fill_harmonics(np.ascontiguousarray(direction.T), harmonics_recurrence(lmax), harmonics)
+    return harmonics
 
 
-def _legendre_coefficients(lmax: int, dtype: Any) -> tuple[Array, Array, Array]:
-    """Recurrence of normalised Legendre functions without sin(theta)^m, as arrays [l, m]."""
-    multiply, lower, diagonal = np.zeros((3, lmax + 1, lmax + 1))
+@compiled
+@no_type_check
+def fill_harmonics(
+    direction: Float[np.ndarray, "xyz grid"],
+    recurrence: Float[np.ndarray, "3 l m"],
+    harmonics: Float[np.ndarray, "lm grid"],
+) -> None:
+    """Write ``real_spherical_harmonics``, as polynomials in x, y, z: no pole on the axis."""
+    x, y, z = direction[0], direction[1], direction[2]
+    cosine, sine = np.ones(len(x)), np.zeros(len(x))
+    for m in range(recurrence.shape[1]):
+        for sign in (1, -1):
+            if m == 0 and sign < 0:
+                continue
+            azimuth = cosine if sign > 0 else sine
+            first = harmonics[m * m + m + sign * m]
+            for n in range(len(x)):
+                first[n] = recurrence[2, m, m] * azimuth[n]
+            for l in range(m + 1, recurrence.shape[1]):
+                a, b = recurrence[0, l, m], recurrence[1, l, m]
+                row = harmonics[l * l + l + sign * m]
+                above = harmonics[(l - 1) ** 2 + l - 1 + sign * m]
+                if l == m + 1:
+                    for n in range(len(x)):
+                        row[n] = a * z[n] * above[n]
+                    continue
+                before = harmonics[(l - 2) ** 2 + l - 2 + sign * m]
+                for n in range(len(x)):
+                    row[n] = a * (z[n] * above[n] - b * before[n])
+        for n in range(len(x)):
+            rotated = x[n] * cosine[n] - y[n] * sine[n]
+            sine[n] = x[n] * sine[n] + y[n] * cosine[n]
+            cosine[n] = rotated
+
+
+@functools.cache
+def harmonics_recurrence(lmax: int) -> Float[np.ndarray, "3 l m"]:
+    """Of normalised Legendre functions: two factors of the recurrence in l, and where it starts."""
+    multiply, lower, diagonal = factors = np.zeros((3, lmax + 1, lmax + 1))
+    legendre = 0.5 / math.sqrt(math.pi)
     for m in range(lmax + 1):
-        diagonal[m, m] = (
-            diagonal[m - 1, m - 1] * math.sqrt((2 * m + 1) / (2 * m))
-            if m
-            else 0.5 / math.sqrt(math.pi)
-        )
+        legendre *= math.sqrt((2 * m + 1) / (2 * m)) if m else 1.0
+        diagonal[m, m] = legendre * (math.sqrt(2) if m else 1.0)
         for l in range(m + 1, lmax + 1):
             multiply[l, m] = math.sqrt((4 * l * l - 1) / (l * l - m * m))
             lower[l, m] = math.sqrt(((l - 1) ** 2 - m * m) / (4 * (l - 1) ** 2 - 1))
-    return jnp.asarray(multiply, dtype), jnp.asarray(lower, dtype), jnp.asarray(diagonal, dtype)
+    return factors
 
 
 def scaled_spherical_bessel(

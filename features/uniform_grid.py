@@ -11,16 +11,18 @@ SIAM J. Sci. Comput. 41, C479 (2019)), whose window this is. The Gaussian is a p
 dimensions, so that dense products with small matrices take the place of Fourier transforms.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from concurrent.futures import Executor
+from typing import no_type_check
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from cider.conventions import AnyArray, float64
+from cider.conventions import AnyArray
+from cider.features.compiled import compiled
 
 WINDOW = 7
 """Width of the window, in cells."""
@@ -28,14 +30,8 @@ WINDOW = 7
 WINDOW_SHARPNESS = 2.4 * WINDOW
 """Exponent of the window at its centre; this choice balances truncation against aliasing."""
 
-BLOCK = 3
-"""Cells per dimension of the blocks by which points are sorted."""
-
-PATCH = BLOCK + WINDOW - 1
-"""Grid points per dimension that the points of a block reach."""
-
-TILE = 32
-"""Points of one block that share a matrix product."""
+BLOCK = 4
+"""Cells per dimension of the blocks by which points are sorted, for the processor's cache."""
 
 PARTS = 4
 """Parts of the points that are worked on in parallel, and added up in order."""
@@ -44,19 +40,19 @@ RESOLUTION = 0.2
 """Product of the largest exponent and the squared spacing."""
 
 
-def window(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
+@compiled
+@no_type_check
+def window(x: float) -> float:
     """The window at a distance of ``x`` cells: one at zero, zero beyond half its width."""
-    inside = jnp.maximum(1 - (2 * x / WINDOW) ** 2, 0.0)
-    # The derivative of the root at zero is infinite; there the window is cut off.
-    root = jnp.sqrt(jnp.where(inside > 0, inside, 1.0))
-    return jnp.where(inside > 0, jnp.exp(WINDOW_SHARPNESS * (root - 1)), 0.0)
+    inside = 1 - (2 * x / WINDOW) ** 2
+    return math.exp(WINDOW_SHARPNESS * (math.sqrt(inside) - 1)) if inside > 0 else 0.0
 
 
 def _window_transform(k: Float[np.ndarray, " wave"]) -> Float[np.ndarray, " wave"]:
     """Fourier transform of the window, of a wave number per cell."""
     x, weights = np.polynomial.legendre.leggauss(100)
     x, weights = WINDOW / 2 * x, WINDOW / 2 * weights
-    return (weights * np.asarray(window(x))) @ np.cos(np.outer(x, k))
+    return (weights * [window(place) for place in x]) @ np.cos(np.outer(x, k))
 
 
 def _wave_numbers(size: int) -> tuple[Float[np.ndarray, " wave"], Float[np.ndarray, " wave"]]:
@@ -94,36 +90,28 @@ def coarsening(
     ) @ np.sin(angle_fine).T
 
 
-class Tiles(eqx.Module):
-    """Points sorted by blocks of cells into tiles of equal size.
-
-    ``points`` are indices into the points of the system; what fills up a tile is one past them.
-    """
-
-    corners: Int[np.ndarray, "tile xyz"]
-    points: Int[np.ndarray, "tile point"]
-    offsets: Float[np.ndarray, "tile point xyz"]
-
-
 class UniformGrid(eqx.Module):
-    """A box of cells, and the points within it in a few parts of as many tiles.
+    """A box of cells, and the points within it, sorted by where they are.
 
-    ``origin`` (bohr) is where the first grid point lies.
+    ``points`` are indices into the points of the system. Each reaches ``WINDOW`` grid points per
+    dimension, of which ``corners`` is the first; ``offsets`` (in cells) are counted from there.
+    ``origin`` (bohr) is the first grid point of all.
     """
 
     shape: tuple[int, int, int] = eqx.field(static=True)
     spacing: float = eqx.field(static=True)
     origin: Float[np.ndarray, " xyz"]
-    parts: tuple[Tiles, ...]
+    points: Int[np.ndarray, " held"]
+    corners: Int[np.ndarray, "held xyz"]
+    offsets: Float[np.ndarray, "held xyz"]
     num_points: int = eqx.field(static=True)
 
     @property
     def held(self) -> Bool[np.ndarray, " grid"]:
-        """The points that are in some tile."""
-        held = np.zeros(self.num_points + 1, dtype=bool)
-        for part in self.parts:
-            held[part.points] = True
-        return held[:-1]
+        """The points of the system that are in the box."""
+        held = np.zeros(self.num_points, dtype=bool)
+        held[self.points] = True
+        return held
 
     def places_along(self, dimension: int) -> Float[np.ndarray, " line"]:
         """Coordinates (bohr) of the grid points in one dimension."""
@@ -133,81 +121,112 @@ class UniformGrid(eqx.Module):
         self, charges: Float[AnyArray, "grid c"], pool: Executor
     ) -> Float[np.ndarray, "c x y z"]:
         """Charges at the points, spread over the grid; ``pool`` runs parts in parallel."""
-        total = np.zeros((charges.shape[1], *self.shape))
-        for part in pool.map(lambda part: _spread(part, charges, self.shape), self.parts):
-            total += part
-        return total
+        charges = np.asarray(charges)
+        nx, ny, nz = self.shape
+        num = charges.shape[1]
+
+        def spread_part(part: slice) -> tuple[int, Float[np.ndarray, "x y z_c"]]:
+            corners = self.corners[part]
+            first, last = corners[:, 0].min(), corners[:, 0].max()
+            slab = np.zeros((last - first + WINDOW, ny, nz * num))
+            _spread(corners - [first, 0, 0], self.offsets[part], charges[self.points[part]], slab)
+            return int(first), slab
+
+        total = np.zeros((nx, ny, nz * num))
+        for first, slab in pool.map(spread_part, self._parts()):
+            total[first : first + len(slab)] += slab
+        return np.ascontiguousarray(np.moveaxis(total.reshape(nx, ny, nz, num), 3, 0))
 
     def read(
         self, values: Float[np.ndarray, "c x y z"], pool: Executor
     ) -> Float[np.ndarray, "grid c"]:
-        """The transpose of ``spread``: values at the points, zero at those in no tile."""
-        result = np.zeros((self.num_points + 1, len(values)))
-        by_part = pool.map(lambda part: _read(part, values), self.parts)
-        for part, own in zip(self.parts, by_part, strict=True):
-            result[part.points] = own
-        result[-1] = 0.0
-        return result[:-1]
+        """The transpose of ``spread``: values at the points, zero at those outside of the box."""
+        by_place = np.ascontiguousarray(np.moveaxis(values, 0, 3))
+        by_place = by_place.reshape(*self.shape[:2], -1)
+        result = np.zeros((self.num_points, len(values)))
+
+        def read_part(part: slice) -> None:
+            own = np.empty((part.stop - part.start, len(values)))
+            _read(self.corners[part], self.offsets[part], by_place, own)
+            result[self.points[part]] = own
+
+        list(pool.map(read_part, self._parts()))
+        return result
+
+    def _parts(self) -> Iterator[slice]:
+        """Neighbours together: sorted points lie in slabs along x."""
+        ends = np.linspace(0, len(self.points), PARTS + 1).astype(int).tolist()
+        return (slice(*pair) for pair in itertools.pairwise(ends) if pair[0] < pair[1])
 
 
-@float64
+@compiled
+@no_type_check
 def _spread(
-    tiles: Tiles, charges: Float[AnyArray, "grid c"], shape: tuple[int, int, int]
-) -> Float[np.ndarray, "c x y z"]:
-    return np.asarray(_compiled_spread(tiles, charges, shape))
+    corners: Int[np.ndarray, "point xyz"],
+    offsets: Float[np.ndarray, "point xyz"],
+    charges: Float[np.ndarray, "point c"],
+    total: Float[np.ndarray, "x y z_c"],
+) -> None:
+    """Add charges to the grid, whose last axis has the columns of one z after another."""
+    num = charges.shape[1]
+    x, y, z = np.empty(WINDOW), np.empty(WINDOW), np.empty(WINDOW)
+    line = np.empty(WINDOW * num)
+    for point in range(len(corners)):
+        i, j, k = corners[point]
+        _windows(offsets[point], x, y, z)
+        for c in range(WINDOW):
+            for column in range(num):
+                line[c * num + column] = z[c] * charges[point, column]
+        for a in range(WINDOW):
+            for b in range(WINDOW):
+                factor = x[a] * y[b]
+                row = total[i + a, j + b, k * num : (k + WINDOW) * num]
+                for n in range(len(line)):
+                    row[n] += factor * line[n]
 
 
-@float64
-def _read(tiles: Tiles, values: Float[np.ndarray, "c x y z"]) -> Float[np.ndarray, "tile point c"]:
-    return np.asarray(_compiled_read(tiles, values))
+@compiled
+@no_type_check
+def _read(
+    corners: Int[np.ndarray, "point xyz"],
+    offsets: Float[np.ndarray, "point xyz"],
+    values: Float[np.ndarray, "x y z_c"],
+    result: Float[np.ndarray, "point c"],
+) -> None:
+    """The transpose of ``_spread``."""
+    num = result.shape[1]
+    x, y, z = np.empty(WINDOW), np.empty(WINDOW), np.empty(WINDOW)
+    line = np.empty(WINDOW * num)
+    for point in range(len(corners)):
+        i, j, k = corners[point]
+        _windows(offsets[point], x, y, z)
+        line[:] = 0.0
+        for a in range(WINDOW):
+            for b in range(WINDOW):
+                factor = x[a] * y[b]
+                row = values[i + a, j + b, k * num : (k + WINDOW) * num]
+                for n in range(len(line)):
+                    line[n] += factor * row[n]
+        for column in range(num):
+            total = 0.0
+            for c in range(WINDOW):
+                total += z[c] * line[c * num + column]
+            result[point, column] = total
 
 
-@eqx.filter_jit
-def _compiled_spread(
-    tiles: Tiles, charges: Float[AnyArray, "grid c"], shape: tuple[int, int, int]
-) -> Float[Array, "c x y z"]:
-    padded = jnp.pad(jnp.asarray(charges), ((0, 1), (0, 0)))
-    num = padded.shape[1]
-
-    def add_tile(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        corner, own, offsets = tile
-        x, plane = _windows(offsets)
-        columns = own.T[:, None] * x[None]
-        patch = (columns.reshape(-1, TILE) @ plane.T).reshape(num, PATCH, PATCH, PATCH)
-        start = (0, *corner)
-        old = jax.lax.dynamic_slice(total, start, patch.shape)
-        return jax.lax.dynamic_update_slice(total, old + patch, start), None
-
-    # Gathered here: within the loop it would be split among threads, and be slower.
-    sequence = jnp.asarray(tiles.corners), padded[tiles.points], jnp.asarray(tiles.offsets)
-    return jax.lax.scan(add_tile, jnp.zeros((num, *shape), padded.dtype), sequence)[0]
-
-
-@eqx.filter_jit
-def _compiled_read(
-    tiles: Tiles, values: Float[AnyArray, "c x y z"]
-) -> Float[Array, "tile point c"]:
-    values = jnp.asarray(values)
-    num = values.shape[0]
-
-    def read_tile(tile: tuple[Array, Array]) -> Array:
-        corner, offsets = tile
-        x, plane = _windows(offsets)
-        patch = jax.lax.dynamic_slice(values, (0, *corner), (num, PATCH, PATCH, PATCH))
-        columns = (patch.reshape(num * PATCH, -1) @ plane).reshape(num, PATCH, TILE)
-        terms = [columns[:, k] * x[k][None] for k in range(PATCH)]
-        return sum(terms[1:], terms[0]).T
-
-    return jax.lax.map(read_tile, (jnp.asarray(tiles.corners), jnp.asarray(tiles.offsets)))
-
-
+@compiled
+@no_type_check
 def _windows(
-    offsets: Float[Array, "point xyz"],
-) -> tuple[Float[Array, "line point"], Float[Array, "plane point"]]:
-    """Window of points in x, and in y and z, at the grid points of their patch."""
-    places = jnp.arange(PATCH, dtype=offsets.dtype)
-    x, y, z = window(offsets.T[:, None] - places[None, :, None])
-    return x, (y[:, None] * z[None]).reshape(PATCH**2, -1)
+    offset: Float[np.ndarray, " xyz"],
+    x: Float[np.ndarray, " line"],
+    y: Float[np.ndarray, " line"],
+    z: Float[np.ndarray, " line"],
+) -> None:
+    """The window of a point, at the grid points that it reaches in each dimension."""
+    for n in range(WINDOW):
+        x[n] = window(offset[0] - n)
+        y[n] = window(offset[1] - n)
+        z[n] = window(offset[2] - n)
 
 
 def uniform_grid(
@@ -218,60 +237,26 @@ def uniform_grid(
 ) -> UniformGrid:
     """A grid that resolves Gaussians up to an exponent (bohr^-2), and the points in the box.
 
-    The box (least and largest coordinates, bohr) is enlarged to a whole number of blocks. Points
+    The box (least and largest coordinates, bohr) is enlarged to a whole number of cells. Points
     that are ``excluded`` are left out.
     """
     spacing = math.sqrt(RESOLUTION / largest_exponent)
-    # An even number, so that molecules of like size share what is compiled.
-    num_blocks = 2 * np.ceil((box[1] - box[0]) / (2 * BLOCK * spacing)).astype(int)
-    origin = (box[0] + box[1] - num_blocks * BLOCK * spacing) / 2
-    position = (coords - origin) / spacing  # in cells
-    block = np.floor(position / BLOCK).astype(int)
-    inside = np.all((block >= 0) & (block < num_blocks), axis=1) & ~excluded
-    tiles, corners = _sort_into_tiles(block, inside, num_blocks)
-    num_tiles = _rounded_up(len(tiles))
-    points = np.full((num_tiles, TILE), len(coords))
-    points[: len(tiles)] = tiles
-    corner = np.zeros((num_tiles, 3), dtype=int)
-    corner[: len(corners)] = corners * BLOCK
-    offsets = position[np.minimum(points, len(coords) - 1)] - corner[:, None]
-    # The first grid point of a patch lies half a window before the block.
-    offsets += WINDOW / 2 - 1
-    size = num_tiles // PARTS
-    parts = tuple(
-        Tiles(*(array[start : start + size] for array in (corner, points, offsets)))
-        for start in range(0, num_tiles, size or 1)
+    num_cells = np.ceil((box[1] - box[0]) / spacing).astype(int)
+    start = (box[0] + box[1] - num_cells * spacing) / 2
+    position = (coords - start) / spacing
+    cell = np.floor(position).astype(int)
+    held = np.flatnonzero(np.all((cell >= 0) & (cell < num_cells), axis=1) & ~excluded)
+    points = held[np.lexsort((cell[held] // BLOCK).T[::-1])]
+    # In cells: of a point in the first cell, the first grid point that it reaches.
+    first = 1 - WINDOW / 2
+    corners = cell[points]
+    nx, ny, nz = (num_cells + WINDOW - 1).tolist()
+    return UniformGrid(
+        shape=(nx, ny, nz),
+        spacing=spacing,
+        origin=start + first * spacing,
+        points=points,
+        corners=corners,
+        offsets=position[points] - corners - first,
+        num_points=len(coords),
     )
-    nx, ny, nz = (num_blocks * BLOCK + WINDOW - 1).tolist()
-    first = origin - (WINDOW / 2 - 1) * spacing
-    return UniformGrid((nx, ny, nz), spacing, first, parts, len(coords))
-
-
-def _sort_into_tiles(
-    block: Int[np.ndarray, "grid xyz"],
-    inside: Bool[np.ndarray, " grid"],
-    num_blocks: Int[np.ndarray, " xyz"],
-) -> tuple[Int[np.ndarray, "tile point"], Int[np.ndarray, "tile xyz"]]:
-    """Points of each tile (filled up with one past all), and its block."""
-    members = np.flatnonzero(inside)
-    number = np.ravel_multi_index(tuple(block[members].T), tuple(num_blocks))
-    order = np.argsort(number, kind="stable")
-    members, number = members[order], number[order]
-    blocks, first, count = np.unique(number, return_index=True, return_counts=True)
-    tiles_of_block = -(-count // TILE)
-    first_tile = np.cumsum(tiles_of_block) - tiles_of_block
-    rank = np.arange(len(members)) - np.repeat(first, count)
-    tile = np.repeat(first_tile, count) + rank // TILE
-    tiles = np.full((tiles_of_block.sum(), TILE), len(block))
-    tiles[tile, rank % TILE] = members
-    corners = np.stack(np.unravel_index(np.repeat(blocks, tiles_of_block), tuple(num_blocks)), 1)
-    return tiles, corners
-
-
-def _rounded_up(count: int) -> int:
-    """A number of tiles that molecules of like size share, an eighth larger at most.
-
-    A multiple of ``PARTS``.
-    """
-    step = max(PARTS, 2 ** (count.bit_length() - 4) if count > 8 else 1)
-    return -(-count // step) * step

@@ -400,7 +400,7 @@ def test_a_ladder_reproduces_its_own_exponents():
 
 def test_spherical_harmonics_are_orthonormal():
     grid = gen_grid.MakeAngularGrid(302)  # exact for polynomials of degree 29
-    harmonics = np.asarray(real_spherical_harmonics(jnp.asarray(grid[:, :3]), 14))
+    harmonics = real_spherical_harmonics(grid[:, :3], 14)
     overlap = 4 * np.pi * (harmonics * grid[:, 3]) @ harmonics.T
     np.testing.assert_allclose(overlap, np.eye(15**2), atol=1e-10)
     x, y, z = grid[:, :3].T
@@ -425,7 +425,7 @@ def test_gaussian_of_the_distance_is_the_sum_over_its_harmonics():
     directions /= np.linalg.norm(directions, axis=2, keepdims=True)
     lmax = 24  # 2 gamma r r' is up to 6: the terms beyond are below 1e-13
     kernel = gaussian_radial_kernel(gamma, r_out, r_in, lmax)
-    out, into = (np.asarray(real_spherical_harmonics(jnp.asarray(d), lmax)) for d in directions)
+    out, into = (real_spherical_harmonics(d, lmax) for d in directions)
     degree = np.repeat(np.arange(lmax + 1), 2 * np.arange(lmax + 1) + 1)
     found = np.einsum("kgoi,ko,ki->goi", kernel[degree], out, into)
     points_out, points_in = r_out[:, None] * directions[0], r_in[:, None] * directions[1]
