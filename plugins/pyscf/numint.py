@@ -1,6 +1,7 @@
 """Energy, electron number and potential matrix of a learned functional on PySCF's grids."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -251,9 +252,26 @@ def _potential_matrices(
             if len(v) == 5:
                 for gradient in by_point[1:]:
                     scaled = numint._scale_ao(gradient, v[4], out=room)
-                    lib.ddot(gradient.T, scaled, 1, product, 1)
+                    _add_symmetric(product, gradient.T, scaled)
             vmat[index][np.ix_(active, active)] += product
     return vmat + vmat.swapaxes(-1, -2)
+
+
+def _add_symmetric(
+    total: Float[np.ndarray, "ao ao"],
+    left: Float[np.ndarray, "ao grid"],
+    right: Float[np.ndarray, "grid ao"],
+) -> None:
+    """Add ``left @ right``, a symmetric matrix, with its lower blocks added to the upper ones.
+
+    So the sum with the transpose is right, and a third of the work is saved.
+    """
+    ends = np.linspace(0, len(total), 4).astype(int).tolist()
+    for start, stop in itertools.pairwise(ends):
+        own = slice(start, stop)
+        total[own, own] += lib.ddot(left[own], right[:, own])
+        if stop < len(total):
+            total[own, stop:] += 2 * lib.ddot(left[own], right[:, stop:])
 
 
 def _check_density_matrix(mol: Any, dm: Any) -> None:
