@@ -119,19 +119,6 @@ def test_other_kinds_of_kohn_sham():
     assert mf.xc == "PBE"  # a refused assignment changes nothing
 
 
-def test_periodic_systems():
-    from pyscf.pbc import dft as pbcdft
-    from pyscf.pbc import gto as pbcgto
-
-    cell = pbcgto.M(atom="He 0 0 0", a=np.eye(3) * 4, basis="sto-3g", verbose=0)
-    for method in (pbcdft.RKS, pbcdft.UKS):
-        with pytest.raises(NotImplementedError, match=NAMED):
-            method(cell, xc=FUNCTIONAL)
-    for method in (pbcdft.KRKS, pbcdft.KUKS):
-        with pytest.raises(NotImplementedError, match=NAMED):
-            method(cell, kpts=cell.make_kpts([2, 1, 1]), xc=FUNCTIONAL)
-
-
 def test_other_integrators():
     from pyscf.dft import numint2c
     from pyscf.pbc.dft import numint as periodic

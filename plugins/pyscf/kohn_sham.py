@@ -9,7 +9,7 @@ from pyscf.dft.numint import NumInt
 from cider.functional import CiderFunctional
 from cider.learned_functional import LearnedFunctional
 from cider.plugins.pyscf.libxc import answer_for_density_fitting, check_libxc_terms
-from cider.plugins.pyscf.numint import CiderNumInt
+from cider.plugins.pyscf.numint import CiderNumInt, LearnedNumInt
 from cider.registry import registered_names
 
 AUXILIARY_BASIS_OF = "PBE"
@@ -33,20 +33,38 @@ def assign_functional(mf: Any, xc: Any) -> Any:
 
 def _attach(mf: Any, functional: CiderFunctional) -> None:
     check_libxc_terms(functional)
-    _require_molecular(mf, functional)
+    _require_supported(mf, functional)
     if isinstance(mf, CiderKohnSham):
         return
     answer_for_density_fitting()
     if "_numint" in mf.__dict__:
-        _require_plain_numint(mf.__dict__["_numint"], functional)
+        _require_plain_numint(mf, mf.__dict__["_numint"], functional)
     lib.set_class(mf, (CiderKohnSham, mf.__class__))
-    mf.__dict__["_numint"] = CiderNumInt()
+    mf.__dict__["_numint"] = _numint_classes(mf)[1]()
 
 
 def _detach(mf: Any) -> None:
     if isinstance(mf, CiderKohnSham):
         mf.__class__ = lib.drop_class(mf.__class__, CiderKohnSham)
-        mf.__dict__["_numint"] = NumInt()
+        mf.__dict__["_numint"] = _numint_classes(mf)[0]()
+
+
+def _numint_classes(mf: Any) -> tuple[type, type]:
+    """PySCF's own numerical integration, and ours."""
+    if not _is_periodic(mf):
+        return NumInt, CiderNumInt
+    from pyscf.pbc.dft import numint
+    from pyscf.pbc.scf.khf import KSCF
+
+    from cider.plugins.pyscf.periodic import CiderKNumInt, CiderPeriodicNumInt
+
+    if isinstance(mf, KSCF):
+        return numint.KNumInt, CiderKNumInt
+    return numint.NumInt, CiderPeriodicNumInt
+
+
+def _is_periodic(mf: Any) -> bool:
+    return hasattr(mf, "cell")
 
 
 def _reject_lookalikes(value: Any) -> None:
@@ -59,23 +77,45 @@ def _reject_lookalikes(value: Any) -> None:
         )
 
 
-def _require_molecular(mf: Any, functional: CiderFunctional) -> None:
-    from pyscf.dft import rks, rks_symm, roks, uks, uks_symm
-
-    supported = (rks.RKS, uks.UKS, roks.ROKS, rks_symm.RKS, rks_symm.ROKS, uks_symm.UKS)
-    if not isinstance(mf, supported):
+def _require_supported(mf: Any, functional: CiderFunctional) -> None:
+    if not isinstance(mf, _supported_classes(mf)):
         raise NotImplementedError(
-            f"{functional} runs with the molecular RKS, UKS and ROKS of PySCF, not yet with "
-            f"{type(mf).__module__}.{type(mf).__name__}: choose one of those, or a libxc "
-            "functional such as xc='PBE'"
+            f"{functional} runs with PySCF's RKS, UKS and ROKS of molecules and of cells at one or "
+            f"more k-points, not yet with {type(mf).__module__}.{type(mf).__name__}: choose one of "
+            "those, or a libxc functional such as xc='PBE'"
         )
 
 
-def _require_plain_numint(numint: Any, functional: CiderFunctional) -> None:
-    if type(numint) not in (NumInt, CiderNumInt):
+def _supported_classes(mf: Any) -> tuple[type, ...]:
+    if not _is_periodic(mf):
+        from pyscf.dft import rks, rks_symm, roks, uks, uks_symm
+
+        return rks.RKS, uks.UKS, roks.ROKS, rks_symm.RKS, rks_symm.ROKS, uks_symm.UKS
+    from pyscf.pbc.dft import (
+        krks,
+        krks_ksymm,
+        krkspu,
+        kroks,
+        kuks,
+        kuks_ksymm,
+        kukspu,
+        rks,
+        roks,
+        uks,
+    )
+
+    others = (krks_ksymm.KRKS, kuks_ksymm.KUKS, krkspu.KRKSpU, kukspu.KUKSpU)
+    if isinstance(mf, others):
+        return ()
+    return rks.RKS, uks.UKS, roks.ROKS, krks.KRKS, kuks.KUKS, kroks.KROKS
+
+
+def _require_plain_numint(mf: Any, numint: Any, functional: CiderFunctional) -> None:
+    plain, ours = _numint_classes(mf)
+    if type(numint) not in (plain, ours):
         raise NotImplementedError(
             f"{functional} cannot be integrated by {type(numint).__module__}."
-            f"{type(numint).__name__}, only on the atom-centred grids of pyscf.dft.numint.NumInt"
+            f"{type(numint).__name__}, only where {plain.__module__}.{plain.__name__} can"
         )
 
 
@@ -104,14 +144,14 @@ class CiderKohnSham:
     __name_mixin__ = "Cider"
 
     @property
-    def _numint(self) -> CiderNumInt:
+    def _numint(self) -> LearnedNumInt:
         return self.__dict__["_numint"]
 
     @_numint.setter
     def _numint(self, numint: Any) -> None:
-        _require_plain_numint(numint, self.xc)
+        _require_plain_numint(self, numint, self.xc)
         # KohnShamDFT.__init__ assigns a plain NumInt after xc; it knows nothing of the functional.
-        if isinstance(numint, CiderNumInt):
+        if isinstance(numint, LearnedNumInt):
             self.__dict__["_numint"] = numint
 
     def do_disp(self, disp: Any = None) -> bool:

@@ -1,5 +1,6 @@
 """Energy, electron number and potential matrix of a learned functional on PySCF's grids."""
 
+import abc
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -33,8 +34,8 @@ The energy of so small a change of the matrix is below 1e-11 Ha.
 """
 
 
-class CiderNumInt(numint.NumInt):
-    """PySCF's numerical integration, which also takes a ``CiderFunctional`` for ``xc_code``.
+class LearnedNumInt:
+    """In front of a numerical integration of PySCF: what learned functionals need of all.
 
     It collects the density on the whole grid before the functional sees it, as nonlocal features
     need. The linear map of those features depends on the grid alone and is kept until it changes.
@@ -69,13 +70,55 @@ class CiderNumInt(numint.NumInt):
                 "assign a string to mf.xc first"
             )
 
-    def reset(self, mol: Any = None) -> "CiderNumInt":
+    def reset(self, mol: Any = None) -> "LearnedNumInt":
         """Forget the convolution of the last grid."""
         self._convolution = None
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_convolution": None}
+        state: Any = super().__getstate__()
+        return {**state, "_convolution": None}
+
+    def _energy_and_potential(
+        self,
+        mol: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        rho: Float[np.ndarray, "spin ingredient grid"],
+    ) -> tuple[float, Float[np.ndarray, "spin ingredient grid"]]:
+        """Energy, and its derivative by rho, grad rho and tau at each point."""
+        _check_density(rho, grids.weights)
+        convolution = None
+        nldf = functional.learned.descriptors.nldf
+        if nldf is not None:
+            convolution = self._convolution_of(mol, grids, nldf)
+        tau = rho[:, 4] if functional.needs_tau else None
+        # The convolution takes as many threads as linear algebra, which PySCF does not limit.
+        with threadpool_limits(lib.num_threads(), user_api="blas"):
+            learned, by_density = functional.learned_energy_and_potential(
+                Density(rho[:, 0], rho[:, 1:4], tau), grids.weights, convolution
+            )
+        energy, potential = libxc_energy_and_potential(functional, rho, grids.weights)
+        potential[:, 0] += by_density.rho
+        potential[:, 1:4] += by_density.grad_rho
+        if by_density.tau is not None:
+            potential[:, 4] += by_density.tau
+        return energy + learned, potential
+
+    def _convolution_of(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
+        key = _fingerprint(mol, grids, nldf)
+        if self._convolution is None or self._convolution[0] != key:
+            self._convolution = None  # before the new one takes its memory
+            self._convolution = (key, self._build_convolution(mol, grids, nldf))
+        return self._convolution[1]
+
+    @abc.abstractmethod
+    def _build_convolution(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
+        """The convolution of a grid."""
+
+
+class CiderNumInt(LearnedNumInt, numint.NumInt):
+    """PySCF's integration on the grids of molecules, also of a ``CiderFunctional``."""
 
     def nr_rks(
         self, mol: Any, grids: Any, xc_code: Any, dms: Any, *settings: Any, **named: Any
@@ -136,38 +179,8 @@ class CiderNumInt(numint.NumInt):
         vmat = _potential_matrices(mol, grids, potential, max_memory)
         return rho[:, :, 0] @ grids.weights, exc, vmat
 
-    def _energy_and_potential(
-        self,
-        mol: Any,
-        grids: Any,
-        functional: CiderFunctional,
-        rho: Float[np.ndarray, "spin ingredient grid"],
-    ) -> tuple[float, Float[np.ndarray, "spin ingredient grid"]]:
-        """Energy, and its derivative by rho, grad rho and tau at each point."""
-        _check_density(rho, grids.weights)
-        convolution = None
-        nldf = functional.learned.descriptors.nldf
-        if nldf is not None:
-            convolution = self._convolution_of(mol, grids, nldf)
-        tau = rho[:, 4] if functional.needs_tau else None
-        # The convolution takes as many threads as linear algebra, which PySCF does not limit.
-        with threadpool_limits(lib.num_threads(), user_api="blas"):
-            learned, by_density = functional.learned_energy_and_potential(
-                Density(rho[:, 0], rho[:, 1:4], tau), grids.weights, convolution
-            )
-        energy, potential = libxc_energy_and_potential(functional, rho, grids.weights)
-        potential[:, 0] += by_density.rho
-        potential[:, 1:4] += by_density.grad_rho
-        if by_density.tau is not None:
-            potential[:, 4] += by_density.tau
-        return energy + learned, potential
-
-    def _convolution_of(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
-        key = _fingerprint(mol, grids, nldf)
-        if self._convolution is None or self._convolution[0] != key:
-            self._convolution = None  # before the new one takes its memory
-            self._convolution = (key, becke_convolution(mol, grids, nldf))
-        return self._convolution[1]
+    def _build_convolution(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
+        return becke_convolution(mol, grids, nldf)
 
 
 def _fingerprint(mol: Any, grids: Any, nldf: Nldf) -> str:
