@@ -29,6 +29,11 @@ class Density(eqx.Module):
         """Length of the spin axis."""
         return self.rho.shape[0]
 
+    @property
+    def num_points(self) -> int:
+        """Length of the grid axis."""
+        return self.rho.shape[1]
+
     def spin_scaled(self) -> "Density":
         r"""The closed-shell densities :math:`2\rho_\sigma` of exact spin scaling.
 

@@ -8,23 +8,20 @@ stands the linear map of the grid, which is differentiated by its transpose:
 """
 
 from collections.abc import Iterator
-from typing import TypeVar
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from cider.blocks import add_block, blocks_of, take_block
 from cider.conventions import AnyArray, float64
 from cider.density import Density
 from cider.features.convolution import GaussianConvolution
 from cider.learned_functional import Fields, LearnedFunctional
 
-BLOCK = 4096
-"""Grid points that are evaluated together: as many as stay in a processor's cache."""
-
-_Arrays = TypeVar("_Arrays")
-"""One array, several, or none (None): what holds for the points of the grid."""
+Sources = tuple[Float[np.ndarray, "grid source"] | None, ...]
+"""Of each spin density, or the derivative by them; ``None`` for semilocal descriptors."""
 
 
 @float64
@@ -36,15 +33,13 @@ def energy(
     convolution: GaussianConvolution | None = None,
 ) -> float:
     """Energy (Ha) times ``x_mix``; raises as ``energy_and_potential``."""
-    scaled = _spin_scaled(density)
     total = 0.0
-    for spins in _spins_together(functional, scaled):
-        own = scaled.of_spins(spins)
-        own_weights = x_mix * own.num_spins / scaled.num_spins * np.asarray(weights)
-        fields = _fields(functional, own, convolution)
-        for points in _slices(own):
-            variables = _block(own, points, -1), _block(fields, points)
-            total += float(_energy_of_block(variables, functional, _block(own_weights, points)))
+    for own, own_weights in independent_densities(functional, x_mix, density, weights):
+        fields = fields_of(functional, own, convolution)
+        for points in blocks_of(own.num_points):
+            variables = take_block(own, points, -1), take_block(fields, points)
+            block_weights = take_block(own_weights, points)
+            total += float(_energy_of_block(variables, functional, block_weights))
     return total
 
 
@@ -62,41 +57,37 @@ def energy_and_potential(
     nonlocal features of all points say of each. Raises ``ValueError`` where a nonlocal functional
     gets no convolution, or a meta-GGA one no tau.
     """
-    scaled = _spin_scaled(density)
     total = 0.0
-    potential = jax.tree.map(np.zeros_like, scaled)
-    for spins in _spins_together(functional, scaled):
-        own, by_own = scaled.of_spins(spins), potential.of_spins(spins)
-        own_weights = x_mix * own.num_spins / scaled.num_spins * np.asarray(weights)
-        fields = _fields(functional, own, convolution)
-        by_fields = jax.tree.map(np.zeros_like, fields)
-        for points in _slices(own):
-            variables = _block(own, points, -1), _block(fields, points)
-            part, (by_block, by_fields_of_block) = _energy_and_derivatives(
-                variables, functional, _block(own_weights, points)
-            )
-            total += float(part)
-            _add(by_own, points, by_block, -1)
-            _add(by_fields, points, by_fields_of_block)
-        for spin, by_field in enumerate(by_fields):
-            if by_field is not None and convolution is not None:
-                by_sources = np.asarray(convolution.transpose(by_field))
-                _add_by_sources(by_own.of_spin(spin), functional, own.of_spin(spin), by_sources)
-    return total, jax.tree.map(lambda x: density.num_spins * x, potential)
+    potentials = []
+    for own, own_weights in independent_densities(functional, x_mix, density, weights):
+        fields = fields_of(functional, own, convolution)
+        part, by_own, by_fields = energy_and_derivatives(functional, own, fields, own_weights)
+        add_by_sources(by_own, functional, own, derivative_by_sources(by_fields, convolution))
+        total += part
+        potentials.append(by_own)
+    return total, jax.tree.map(lambda *x: density.num_spins * np.concatenate(x), *potentials)
 
 
-def _spin_scaled(density: Density) -> Density:
-    return jax.tree.map(np.asarray, density.spin_scaled())
+def independent_densities(
+    functional: LearnedFunctional,
+    x_mix: float,
+    density: Density,
+    weights: Float[AnyArray, " grid"],
+) -> Iterator[tuple[Density, Float[np.ndarray, " grid"]]]:
+    """The spin-scaled densities whose energies add up, with the weights that they have in the sum.
+
+    All spins are in one, but for exchange each is alone, which takes less memory.
+    """
+    scaled = jax.tree.map(np.asarray, density.spin_scaled())
+    size = scaled.num_spins if functional.has_correlation else 1
+    for spin in range(0, scaled.num_spins, size):
+        yield (
+            scaled.of_spins(slice(spin, spin + size)),
+            x_mix * size / scaled.num_spins * np.asarray(weights),
+        )
 
 
-def _spins_together(functional: LearnedFunctional, scaled: Density) -> tuple[slice, ...]:
-    """The spins whose energy is one: all, but for exchange each alone, which takes less memory."""
-    if functional.has_correlation:
-        return (slice(scaled.num_spins),)
-    return tuple(slice(spin, spin + 1) for spin in range(scaled.num_spins))
-
-
-def _fields(
+def fields_of(
     functional: LearnedFunctional, scaled: Density, convolution: GaussianConvolution | None
 ) -> Fields:
     """What nonlocal features read of each spin density; None without such features."""
@@ -111,15 +102,35 @@ def _fields(
 
 def _sources(functional: LearnedFunctional, density: Density) -> Float[np.ndarray, "grid source"]:
     parts = [
-        np.asarray(_sources_of_block(functional, _block(density, points, -1)))
-        for points in _slices(density)
+        np.asarray(_sources_of_block(functional, take_block(density, points, -1)))
+        for points in blocks_of(density.num_points)
     ]
-    return np.concatenate(parts)[: density.rho.shape[1]]
+    return np.concatenate(parts)[: density.num_points]
 
 
 @eqx.filter_jit
 def _sources_of_block(functional: LearnedFunctional, block: Density) -> Float[Array, "grid source"]:
     return functional.sources(block)
+
+
+def energy_and_derivatives(
+    functional: LearnedFunctional,
+    scaled: Density,
+    fields: Fields,
+    weights: Float[np.ndarray, " grid"],
+) -> tuple[float, Density, Fields]:
+    """Energy (Ha), and its derivatives by the density at fixed fields and by the fields."""
+    total = 0.0
+    by_density, by_fields = jax.tree.map(np.zeros_like, (scaled, fields))
+    for points in blocks_of(scaled.num_points):
+        variables = take_block(scaled, points, -1), take_block(fields, points)
+        part, (by_block, by_fields_of_block) = _energy_and_derivatives(
+            variables, functional, take_block(weights, points)
+        )
+        total += float(part)
+        add_block(by_density, points, by_block, -1)
+        add_block(by_fields, points, by_fields_of_block)
+    return total, by_density, by_fields
 
 
 def _energy(
@@ -134,16 +145,26 @@ _energy_of_block = eqx.filter_jit(_energy)
 _energy_and_derivatives = eqx.filter_jit(eqx.filter_value_and_grad(_energy))
 
 
-def _add_by_sources(
-    by_density: Density,
-    functional: LearnedFunctional,
-    density: Density,
-    by_sources: Float[np.ndarray, "grid source"],
+def derivative_by_sources(by_fields: Fields, convolution: GaussianConvolution | None) -> Sources:
+    """The derivative by the sources of each spin density from that by the fields."""
+    return tuple(
+        None if own is None or convolution is None else np.asarray(convolution.transpose(own))
+        for own in by_fields
+    )
+
+
+def add_by_sources(
+    by_density: Density, functional: LearnedFunctional, scaled: Density, by_sources: Sources
 ) -> None:
-    """Add in place what the derivative by the sources makes of that by one spin density."""
-    for points in _slices(density):
-        blocks = _block(density, points, -1), _block(by_sources, points)
-        _add(by_density, points, _pull_back(functional, *blocks), -1)
+    """Add in place what the derivative by the sources makes of that by the densities."""
+    for spin, own in enumerate(by_sources):
+        if own is not None:
+            density = scaled.of_spin(spin)
+            for points in blocks_of(density.num_points):
+                block, by_block = take_block(density, points, -1), take_block(own, points)
+                add_block(
+                    by_density.of_spin(spin), points, _pull_back(functional, block, by_block), -1
+                )
 
 
 @eqx.filter_jit
@@ -152,35 +173,3 @@ def _pull_back(
 ) -> Density:
     """Derivative by the density from that by the sources."""
     return jax.vjp(functional.sources, block)[1](by_sources)[0]
-
-
-def _slices(density: Density) -> Iterator[slice]:
-    size = density.rho.shape[1]
-    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
-
-
-def _block(arrays: _Arrays, points: slice, axis: int = 0) -> _Arrays:
-    """The points along ``axis``, filled up with zeros to one size, so that one program fits all."""
-
-    def part(array: np.ndarray) -> np.ndarray:
-        own = _along(array, points, axis)
-        widths = [(0, 0)] * own.ndim
-        widths[axis] = (0, BLOCK - own.shape[axis])
-        return np.pad(own, widths) if widths[axis] != (0, 0) else own
-
-    return jax.tree.map(part, arrays)
-
-
-def _add(total: _Arrays, points: slice, block: _Arrays, axis: int = 0) -> None:
-    """Add a block's derivative in place: ``total`` is a view of arrays of ours."""
-
-    def add(array: np.ndarray, part: Array) -> None:
-        own = _along(array, points, axis)
-        own += _along(np.asarray(part), slice(own.shape[axis]), axis)
-
-    jax.tree.map(add, total, block)
-
-
-def _along(array: np.ndarray, points: slice, axis: int) -> np.ndarray:
-    """A view of some points."""
-    return array[points] if axis == 0 else array[..., points]

@@ -12,6 +12,7 @@ from cider.evaluation import energy, energy_and_potential
 from cider.features.convolution import GaussianConvolution
 from cider.learned_functional import LearnedFunctional
 from cider.registry import resolve
+from cider.response import LinearResponse, linear_response
 
 SEMILOCAL_FUNCTIONALS = {
     "LDA": ("LDA_X", "LDA_C_PW"),
@@ -154,6 +155,19 @@ class CiderFunctional(eqx.Module):
     ) -> tuple[float, Density]:
         """The same, and its derivative: see ``evaluation.energy_and_potential``."""
         return energy_and_potential(self.learned, self.x_mix, density, weights, convolution)
+
+    def learned_response(
+        self,
+        density: Density,
+        weights: Float[AnyArray, " grid"],
+        convolution: GaussianConvolution | None = None,
+        *,
+        triplet: bool = False,
+    ) -> LinearResponse:
+        """Its second derivative at a density: see ``response.linear_response``."""
+        return linear_response(
+            self.learned, self.x_mix, density, weights, convolution, triplet=triplet
+        )
 
     def __repr__(self) -> str:
         return f"CiderFunctional({self.name})"

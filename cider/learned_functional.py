@@ -59,6 +59,12 @@ class LearnedFunctional(eqx.Module):
             self.descriptors.nonlocal_features(*safe_ingredients(scaled, spin), own)
             for spin, own in enumerate(fields)
         )
+        return self.energy_density_of_features(scaled, features)
+
+    def energy_density_of_features(
+        self, scaled: Density, features: tuple[Float[Array, "nonlocal grid"], ...]
+    ) -> Float[Array, " grid"]:
+        """The same, from the nonlocal features of each spin: a function of each point alone."""
         parts = [term.energy_density(self.descriptors, scaled, features) for term in self.terms]
         return sum(parts[1:], start=parts[0])
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cider.conventions import AnyArray
+
 RATIO = 1.8
 """Ratio of neighbouring exponents."""
 
@@ -51,3 +53,14 @@ class GaussianLadder(eqx.Module):
     def coefficients(self, a: Float[Array, "*shape"]) -> Float[Array, "*shape exponent"]:
         r"""Coefficients :math:`p_\beta(a)` of ``exp(-a u^2)``; ``a`` in bohr^-2."""
         return (1 / jnp.add.outer(a, self.exponents)) @ self._inverse_overlap
+
+    def expand(
+        self, a: Float[Array, " grid"], values: Float[AnyArray, "grid exponent"]
+    ) -> Float[Array, " grid"]:
+        r"""The sum :math:`\sum_\beta p_\beta(a) v_\beta` at each point.
+
+        The matrix multiplies the values, which many ``a`` of a point may share, and not what
+        depends on ``a``.
+        """
+        reduced = values @ self._inverse_overlap.T
+        return jnp.sum(reduced / jnp.add.outer(a, self.exponents), axis=1)

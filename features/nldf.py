@@ -138,12 +138,22 @@ class Nldf(eqx.Module):
         fields: Float[AnyArray, "grid target"],
     ) -> Float[Array, "feature grid"]:
         r"""Features :math:`G_i = \sum_\beta p_\beta(a_i) F_\beta`, dimensionless."""
-        return jnp.stack(
-            [
-                jnp.sum(self.target_ladder.coefficients(a(rho, sigma, tau)) * fields, axis=1)
-                for a in self.exponents
-            ]
-        )
+        return self.expand(self.target_exponents(rho, sigma, tau), fields)
+
+    def target_exponents(
+        self,
+        rho: Float[Array, " grid"],
+        sigma: Float[Array, " grid"],
+        tau: Float[Array, " grid"] | None,
+    ) -> Float[Array, "feature grid"]:
+        """Exponents :math:`a_i` (bohr^-2) of the features; ``rho`` at least the cutoff."""
+        return jnp.stack([a(rho, sigma, tau) for a in self.exponents])
+
+    def expand(
+        self, exponents: Float[Array, "feature grid"], fields: Float[AnyArray, "grid target"]
+    ) -> Float[Array, "feature grid"]:
+        """Features of given exponents (bohr^-2): linear in the fields."""
+        return jnp.stack([self.target_ladder.expand(a, fields) for a in exponents])
 
 
 def _ladder_around(exponents: tuple[NldfExponent, ...]) -> GaussianLadder:

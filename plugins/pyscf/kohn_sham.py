@@ -195,12 +195,6 @@ class CiderKohnSham:
 
     nuc_grad_method = Gradients = _not_yet("nuclear gradients are")
     Hessian = _not_yet("nuclear Hessians are")
-    newton = _not_yet("second-order SCF is")
-    gen_response = _not_yet("linear response is")
-    stability = _not_yet("stability analysis is")
-    TDA = TDDFT = TDHF = TDDFTNoHybrid = CasidaTDDFT = dTDA = dRPA = _not_yet(
-        "time-dependent DFT is"
-    )
     to_gks = to_ghf = _not_yet("generalised Kohn-Sham is")
     to_gpu = _not_yet("gpu4pyscf is")
     multigrid_numint = _not_yet("multigrid integration is")

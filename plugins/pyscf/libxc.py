@@ -48,17 +48,39 @@ def libxc_energy_and_potential(
     """
     energy = 0.0
     potential = np.zeros_like(rho)
-    polarised = rho.shape[0] == 2
     for factor, name in functional.libxc_terms:
-        level = libxc.xc_type(name)
-        rows = _INGREDIENTS[level]
-        read = rho[:, 0] if level == "LDA" else rho[:, :rows]
-        eps_xc, vxc = NumInt().eval_xc_eff(
-            name, read if polarised else read[0], deriv=1, xctype=level, spin=int(polarised)
-        )[:2]
+        rows, (eps_xc, vxc) = _evaluated(name, rho, 1)
         energy += factor * float(np.sum(weights * rho[:, 0].sum(axis=0) * eps_xc))
         potential[:, :rows] += factor * weights * vxc.reshape(rho.shape[0], rows, -1)
     return energy, potential
+
+
+def libxc_second_derivative(
+    functional: CiderFunctional,
+    rho: Float[np.ndarray, "spin ingredient grid"],
+    weights: Float[np.ndarray, " grid"],
+) -> Float[np.ndarray, "spin ingredient spin ingredient grid"]:
+    """Second derivative of the energy (Ha) of the libxc terms by rho, grad rho and tau."""
+    total = np.zeros((*rho.shape[:2], *rho.shape))
+    for factor, name in functional.libxc_terms:
+        rows, (_, _, fxc) = _evaluated(name, rho, 2)
+        shape = (rho.shape[0], rows) * 2
+        total[:, :rows, :, :rows] += factor * weights * fxc.reshape(*shape, -1)
+    return total
+
+
+def _evaluated(
+    name: str, rho: Float[np.ndarray, "spin ingredient grid"], order: int
+) -> tuple[int, list[np.ndarray]]:
+    """How many ingredients a libxc functional reads, its energy and derivatives up to an order."""
+    level = libxc.xc_type(name)
+    rows = _INGREDIENTS[level]
+    read = rho[:, 0] if level == "LDA" else rho[:, :rows]
+    polarised = rho.shape[0] == 2
+    values = NumInt().eval_xc_eff(
+        name, read if polarised else read[0], deriv=order, xctype=level, spin=int(polarised)
+    )
+    return rows, values[: order + 1]
 
 
 _is_hybrid_xc = libxc.is_hybrid_xc
@@ -105,12 +127,12 @@ class LibxcWithCider:
 
 
 def _test_deriv_order(functional: CiderFunctional, deriv: int, raise_error: bool = False) -> bool:
-    if deriv > 1 and raise_error:
+    if deriv > 2 and raise_error:
         raise NotImplementedError(
-            f"second derivatives (f_xc) of {functional} are not available yet: no TDDFT, "
-            "second-order SCF, stability analysis or response properties"
+            f"third derivatives (k_xc) of {functional} are not available yet: no gradients of "
+            "excited states or hyperpolarisabilities"
         )
-    return deriv <= 1
+    return deriv <= 2
 
 
 def _reference(functional: CiderFunctional) -> list[str]:
@@ -131,7 +153,7 @@ _ANSWERS: dict[str, Callable[..., Any]] = {
     "hybrid_coeff": lambda functional, spin=0: 0.0,
     "rsh_coeff": lambda functional: (0.0, 0.0, 0.0),
     "nlc_coeff": lambda functional: (),
-    "max_deriv_order": lambda functional: 1,
+    "max_deriv_order": lambda functional: 2,
     "test_deriv_order": _test_deriv_order,
     "xc_reference": _reference,
 }

@@ -12,13 +12,13 @@ from pyscf import lib
 from pyscf.dft import numint
 from threadpoolctl import threadpool_limits
 
-from cider.density import Density
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.atomic_orbitals import ao_blocks
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.libxc import LibxcWithCider, libxc_energy_and_potential, needs_tau
+from cider.plugins.pyscf.response import XCKernel, add_density, density_of
 
 NEGATIVE_CHARGE_LIMIT = 1e-2
 """Electrons of negative density that a density matrix may have.
@@ -88,22 +88,22 @@ class LearnedNumInt:
     ) -> tuple[float, Float[np.ndarray, "spin ingredient grid"]]:
         """Energy, and its derivative by rho, grad rho and tau at each point."""
         _check_density(rho, grids.weights)
-        convolution = None
-        nldf = functional.learned.descriptors.nldf
-        if nldf is not None:
-            convolution = self._convolution_of(mol, grids, nldf)
-        tau = rho[:, 4] if functional.needs_tau else None
+        convolution = self._convolution_for(mol, grids, functional)
         # The convolution takes as many threads as linear algebra, which PySCF does not limit.
         with threadpool_limits(lib.num_threads(), user_api="blas"):
             learned, by_density = functional.learned_energy_and_potential(
-                Density(rho[:, 0], rho[:, 1:4], tau), grids.weights, convolution
+                density_of(functional, rho), grids.weights, convolution
             )
         energy, potential = libxc_energy_and_potential(functional, rho, grids.weights)
-        potential[:, 0] += by_density.rho
-        potential[:, 1:4] += by_density.grad_rho
-        if by_density.tau is not None:
-            potential[:, 4] += by_density.tau
+        add_density(potential, by_density)
         return energy + learned, potential
+
+    def _convolution_for(
+        self, mol: Any, grids: Any, functional: CiderFunctional
+    ) -> GaussianConvolution | None:
+        """What the nonlocal features of a functional need, if it has any."""
+        nldf = functional.learned.descriptors.nldf
+        return None if nldf is None else self._convolution_of(mol, grids, nldf)
 
     def _convolution_of(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
         key = _fingerprint(mol, grids, nldf)
@@ -153,6 +153,146 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
     nr_rks_vxc = nr_rks
     nr_uks_vxc = nr_uks
 
+    def cache_xc_kernel(
+        self,
+        mol: Any,
+        grids: Any,
+        xc_code: Any,
+        mo_coeff: Any,
+        mo_occ: Any,
+        spin: int = 0,
+        max_memory: float = 2000,
+    ) -> tuple[Any, Any, Any]:
+        """As in PySCF: the third entry is what the methods ``nr_*_fxc`` take as ``fxc``.
+
+        Of a learned functional that is an ``XCKernel``, and the others are None.
+        """
+        if not isinstance(xc_code, CiderFunctional):
+            return super().cache_xc_kernel(mol, grids, xc_code, mo_coeff, mo_occ, spin, max_memory)
+        if mo_coeff[0].ndim == 1:
+            dm = (mo_coeff * mo_occ) @ mo_coeff.T
+        else:
+            dm = np.stack([(c * n) @ c.T for c, n in zip(mo_coeff, mo_occ, strict=True)])
+        return self.cache_xc_kernel1(mol, grids, xc_code, dm, spin, max_memory)
+
+    def cache_xc_kernel1(
+        self,
+        mol: Any,
+        grids: Any,
+        xc_code: Any,
+        dm: Any,
+        spin: int = 0,
+        max_memory: float = 2000,
+    ) -> tuple[Any, Any, Any]:
+        """The same from a density matrix, or a pair of them."""
+        if not isinstance(xc_code, CiderFunctional):
+            return super().cache_xc_kernel1(mol, grids, xc_code, dm, spin, max_memory)
+        matrices = _matrices(mol, (dm,) if np.ndim(dm) == 2 else dm)
+        if grids.coords is None:
+            grids.build(with_non0tab=True)
+        rho = _densities(mol, grids, matrices, needs_tau(xc_code), max_memory)[:, 0]
+        _check_density(rho, grids.weights)
+        convolution = self._convolution_for(mol, grids, xc_code)
+        return None, None, XCKernel(xc_code, rho, grids.weights, convolution)
+
+    def nr_rks_fxc(
+        self,
+        mol: Any,
+        grids: Any,
+        xc_code: Any,
+        dm0: Any,
+        dms: Any,
+        relativity: int = 0,
+        hermi: int = 0,
+        rho0: Any = None,
+        vxc: Any = None,
+        fxc: Any = None,
+        max_memory: float = 2000,
+        verbose: Any = None,
+    ) -> np.ndarray:
+        """Change of the potential matrix of a closed shell, for changes of its density matrix.
+
+        Arguments and shapes as in PySCF; of the changes, the symmetric part counts. Raises as
+        ``nr_rks``, and ``TypeError`` for an ``fxc`` that did not come from ``cache_xc_kernel``.
+        """
+        if not isinstance(xc_code, CiderFunctional):
+            return super().nr_rks_fxc(
+                mol, grids, xc_code, dm0, dms, relativity, hermi, rho0, vxc, fxc, max_memory
+            )
+        kernel = self._kernel(mol, grids, xc_code, dm0, fxc, max_memory)
+        vmat = _change_of_potential(mol, grids, kernel, (dms,), max_memory)
+        return vmat[0].reshape(np.shape(dms))
+
+    def nr_rks_fxc_st(
+        self,
+        mol: Any,
+        grids: Any,
+        xc_code: Any,
+        dm0: Any,
+        dms_alpha: Any,
+        hermi: int = 0,
+        singlet: bool = True,
+        rho0: Any = None,
+        vxc: Any = None,
+        fxc: Any = None,
+        max_memory: float = 2000,
+        verbose: Any = None,
+    ) -> np.ndarray:
+        """That of spin up, where spin down changes alike (singlet) or by the opposite (triplet)."""
+        if not isinstance(xc_code, CiderFunctional):
+            return super().nr_rks_fxc_st(
+                mol, grids, xc_code, dm0, dms_alpha, hermi, singlet, rho0, vxc, fxc, max_memory
+            )
+        kernel = self._kernel(mol, grids, xc_code, dm0, fxc, max_memory)
+        vmat = _change_of_potential(
+            mol, grids, kernel, (dms_alpha,), max_memory, triplet=not singlet
+        )
+        return 2 * vmat[0].reshape(np.shape(dms_alpha))
+
+    def nr_uks_fxc(
+        self,
+        mol: Any,
+        grids: Any,
+        xc_code: Any,
+        dm0: Any,
+        dms: Any,
+        relativity: int = 0,
+        hermi: int = 0,
+        rho0: Any = None,
+        vxc: Any = None,
+        fxc: Any = None,
+        max_memory: float = 2000,
+        verbose: Any = None,
+    ) -> np.ndarray:
+        """As ``nr_rks_fxc``, for a pair of density matrices (or of lists of them)."""
+        if not isinstance(xc_code, CiderFunctional):
+            return super().nr_uks_fxc(
+                mol, grids, xc_code, dm0, dms, relativity, hermi, rho0, vxc, fxc, max_memory
+            )
+        dms = numint._format_uks_dm(dms)
+        kernel = self._kernel(mol, grids, xc_code, dm0, fxc, max_memory)
+        vmat = _change_of_potential(mol, grids, kernel, dms, max_memory)
+        return vmat.reshape(np.shape(dms))
+
+    def _kernel(
+        self,
+        mol: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        dm0: Any,
+        fxc: Any,
+        max_memory: float,
+    ) -> XCKernel:
+        """``fxc``, or that of a density matrix."""
+        if fxc is None:
+            fxc = self.cache_xc_kernel1(mol, grids, functional, dm0, max_memory=max_memory)[2]
+        if not isinstance(fxc, XCKernel):
+            raise TypeError(
+                f"fxc of {functional} is no function of a point: pass on what cache_xc_kernel "
+                f"returns, not {type(fxc).__name__}"
+            )
+        return fxc
+
     def _integrate(
         self,
         mol: Any,
@@ -166,11 +306,9 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         Float[np.ndarray, "spin set ao ao"],
     ]:
         """All of the above, with a spin axis in front; ``dms`` has one entry per spin."""
-        for dm in dms:
-            _check_density_matrix(mol, dm)
+        matrices = _matrices(mol, dms)
         if grids.coords is None:
             grids.build(with_non0tab=True)
-        matrices = np.stack([np.reshape(dm, (-1, mol.nao, mol.nao)) for dm in dms])
         rho = _densities(mol, grids, matrices, needs_tau(functional), max_memory)
         potential = np.empty_like(rho)
         exc = np.empty(rho.shape[1])
@@ -285,6 +423,40 @@ def _add_symmetric(
         total[own, own] += lib.ddot(left[own], right[:, own])
         if stop < len(total):
             total[own, stop:] += 2 * lib.ddot(left[own], right[:, stop:])
+
+
+def _change_of_potential(
+    mol: Any,
+    grids: Any,
+    kernel: XCKernel,
+    dms: Sequence[Any],
+    max_memory: float,
+    triplet: bool = False,
+) -> Float[np.ndarray, "spin set ao ao"]:
+    """Changes of the potential matrices for changes of the density matrices, some at a time."""
+    matrices = _matrices(mol, dms)
+    num_spins, num_ingredients, num_points = kernel.rho.shape
+    if len(matrices) != num_spins:
+        raise ValueError(
+            f"the kernel is that of {num_spins} spin densities, and the density matrices are those "
+            f"of {len(matrices)}: give cache_xc_kernel the orbitals of each spin for nr_uks_fxc"
+        )
+    vmat = np.empty_like(matrices)
+    together = max(1, int(1e6 * max_memory / (8 * num_spins * num_ingredients * num_points)))
+    for start in range(0, matrices.shape[1], together):
+        part = slice(start, start + together)
+        rho = _densities(mol, grids, matrices[:, part], num_ingredients == 5, max_memory)
+        for i in range(rho.shape[1]):
+            rho[:, i] = kernel.potential(rho[:, i], triplet)
+        vmat[:, part] = _potential_matrices(mol, grids, rho, max_memory)
+    return vmat
+
+
+def _matrices(mol: Any, dms: Sequence[Any]) -> Float[np.ndarray, "spin set ao ao"]:
+    """One density matrix or several of each spin, once they are known to make sense."""
+    for dm in dms:
+        _check_density_matrix(mol, dm)
+    return np.stack([np.reshape(dm, (-1, mol.nao, mol.nao)) for dm in dms])
 
 
 def _check_density_matrix(mol: Any, dm: Any) -> None:

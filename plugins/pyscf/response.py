@@ -1,0 +1,92 @@
+"""f_xc of a learned functional, where PySCF's response code contracts an array."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from pyscf import lib
+from threadpoolctl import threadpool_limits
+
+from cider.density import Density
+from cider.features.convolution import GaussianConvolution
+from cider.functional import CiderFunctional
+from cider.plugins.pyscf.libxc import libxc_second_derivative
+from cider.response import LinearResponse
+
+
+@dataclass(frozen=True)
+class XCKernel:
+    """The second derivative of the energy at one density, times a factor.
+
+    PySCF passes it on as ``fxc``, and scales it in between. What it takes to contract it, a few
+    times the work of one potential, is done when it is first asked for, and kept.
+    """
+
+    functional: CiderFunctional
+    rho: Float[np.ndarray, "spin ingredient grid"]
+    weights: Float[np.ndarray, " grid"]
+    convolution: GaussianConvolution | None
+    factor: float = 1.0
+
+    def __mul__(self, factor: float) -> "XCKernel":
+        return dataclasses.replace(self, factor=self.factor * factor)
+
+    def potential(
+        self, rho: Float[np.ndarray, "spin ingredient grid"], triplet: bool = False
+    ) -> Float[np.ndarray, "spin ingredient grid"]:
+        """Change of the derivative by rho, grad rho and tau, for a change of these.
+
+        ``triplet`` is for a closed shell, of whose spins the second changes by the opposite of the
+        first: ``rho`` is then twice the change of spin up, and what is returned is that of its
+        potential.
+        """
+        semilocal = self._semilocal_triplet if triplet else self._semilocal
+        potential = np.einsum("xaybg,ybg->xag", semilocal, rho)
+        learned = self._learned_triplet if triplet else self._learned
+        with threadpool_limits(lib.num_threads(), user_api="blas"):
+            add_density(potential, learned(density_of(self.functional, rho)))
+        return self.factor * potential
+
+    @functools.cached_property
+    def _learned(self) -> LinearResponse:
+        return self._linear_response(triplet=False)
+
+    @functools.cached_property
+    def _learned_triplet(self) -> LinearResponse:
+        return self._linear_response(triplet=True)
+
+    @functools.cached_property
+    def _semilocal(self) -> Float[np.ndarray, "spin ingredient spin ingredient grid"]:
+        return libxc_second_derivative(self.functional, self.rho, self.weights)
+
+    @functools.cached_property
+    def _semilocal_triplet(self) -> Float[np.ndarray, "1 ingredient 1 ingredient grid"]:
+        halves = np.concatenate([self.rho, self.rho]) / 2
+        by_spins = libxc_second_derivative(self.functional, halves, self.weights)
+        return (by_spins[:1, :, :1] - by_spins[:1, :, 1:]) / 2
+
+    def _linear_response(self, triplet: bool) -> LinearResponse:
+        with threadpool_limits(lib.num_threads(), user_api="blas"):
+            return self.functional.learned_response(
+                density_of(self.functional, self.rho),
+                self.weights,
+                self.convolution,
+                triplet=triplet,
+            )
+
+
+def density_of(
+    functional: CiderFunctional, rho: Float[np.ndarray, "spin ingredient grid"]
+) -> Density:
+    """What the learned part reads of rho, grad rho and tau."""
+    return Density(rho[:, 0], rho[:, 1:4], rho[:, 4] if functional.needs_tau else None)
+
+
+def add_density(rho: Float[np.ndarray, "spin ingredient grid"], density: Density) -> None:
+    """Add in place what a learned part contributes."""
+    rho[:, 0] += density.rho
+    rho[:, 1:4] += density.grad_rho
+    if density.tau is not None:
+        rho[:, 4] += density.tau
