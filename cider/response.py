@@ -44,6 +44,7 @@ from cider.evaluation import (
     independent_densities,
 )
 from cider.features.convolution import GaussianConvolution
+from cider.features.nldf import Nldf
 from cider.learned_functional import Fields, LearnedFunctional
 
 _Tree = TypeVar("_Tree")
@@ -232,16 +233,24 @@ def _moments(
     functional: LearnedFunctional, scaled: Density, fields: Fields, order: int
 ) -> Float[Array, "spin order feature grid"]:
     """Features and their derivatives by the exponents, below some order."""
-    exponents = _exponents(functional, scaled)
-    nldf = functional.descriptors.nldf
-    if nldf is None:
-        return jnp.zeros((scaled.num_spins, order, *exponents.shape[1:]))
-    moments = []
-    for own_exponents, own_fields in zip(exponents, fields, strict=True):
-        derivatives = [functools.partial(nldf.expand, fields=own_fields)]
-        while len(derivatives) < order:
-            derivatives.append(_slope(derivatives[-1]))
-        moments.append(jnp.stack([derivative(own_exponents) for derivative in derivatives]))
+    nldf, exponents = functional.descriptors.nldf, _exponents(functional, scaled)
+    both = zip(exponents, fields, strict=True)
+    return jnp.stack([_moments_of_spin(nldf, *own, order) for own in both])
+
+
+def _moments_of_spin(
+    nldf: Nldf | None,
+    exponents: Float[Array, "feature grid"],
+    fields: Float[AnyArray, "grid target"] | None,
+    order: int,
+) -> Float[Array, "order feature grid"]:
+    if nldf is None or fields is None:
+        return jnp.zeros((order, *exponents.shape))
+    derivative: Callable[[Array], Array] = functools.partial(nldf.expand, fields=fields)
+    moments = [derivative(exponents)]
+    while len(moments) < order:
+        derivative = _slope(derivative)
+        moments.append(derivative(exponents))
     return jnp.stack(moments)
 
 

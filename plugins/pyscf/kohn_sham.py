@@ -3,12 +3,20 @@
 import os
 from typing import Any, NoReturn
 
+import numpy as np
 from pyscf import lib
 from pyscf.dft.numint import NumInt
+from pyscf.scf import rohf
+from pyscf.soscf.newton_ah import _CIAH_SOSCF
 
 from cider.functional import CiderFunctional
 from cider.learned_functional import LearnedFunctional
-from cider.plugins.pyscf.libxc import answer_for_density_fitting, check_libxc_terms
+from cider.plugins.pyscf.excitations import excitations_of_learned_functional
+from cider.plugins.pyscf.libxc import (
+    answer_for_density_fitting,
+    check_libxc_terms,
+    raise_not_yet,
+)
 from cider.plugins.pyscf.numint import CiderNumInt, LearnedNumInt
 from cider.registry import registered_names
 
@@ -84,6 +92,11 @@ def _require_supported(mf: Any, functional: CiderFunctional) -> None:
             f"more k-points, not yet with {type(mf).__module__}.{type(mf).__name__}: choose one of "
             "those, or a libxc functional such as xc='PBE'"
         )
+    if isinstance(mf, _CIAH_SOSCF):
+        raise NotImplementedError(
+            f"assign {functional} before newton(): PySCF goes on with the functional of the object "
+            "that newton() was called on"
+        )
 
 
 def _supported_classes(mf: Any) -> tuple[type, ...]:
@@ -121,17 +134,39 @@ def _require_plain_numint(mf: Any, numint: Any, functional: CiderFunctional) -> 
 
 def _not_yet(feature: str) -> Any:
     def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> NoReturn:
-        _raise_not_yet(feature, self.xc)
+        raise_not_yet(feature, self.xc)
 
     method.__doc__ = f"Not available yet with a learned functional: {feature}."
     return method
 
 
-def _raise_not_yet(feature: str, functional: CiderFunctional) -> NoReturn:
-    raise NotImplementedError(
-        f"{feature} not available yet with {functional}; "
-        "assign a libxc functional, as in mf.xc = 'PBE', to use PySCF's own"
-    )
+def _of_molecules(name: str, feature: str) -> Any:
+    def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> Any:
+        _require_molecule(self, feature)
+        return getattr(super(CiderKohnSham, self), name)(*args, **kwargs)
+
+    method.__doc__ = f"As in PySCF, for molecules: {feature} of periodic cells is not available."
+    return method
+
+
+def _require_molecule(mf: Any, feature: str) -> None:
+    if _is_periodic(mf):
+        raise_not_yet(f"{feature} of periodic cells is", mf.xc)
+
+
+def _excitations(name: str) -> Any:
+    def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> Any:
+        _require_molecule(self, "time-dependent DFT")
+        make = getattr(super(CiderKohnSham, self), name, None)
+        if make is None:
+            raise NotImplementedError(
+                f"{name} is for closed shells and unrestricted orbitals in PySCF: "
+                f"take mf.to_uks().{name}()"
+            )
+        return excitations_of_learned_functional(make(*args, **kwargs))
+
+    method.__doc__ = f"PySCF's ``{name}``, with ``CiderExcitations`` in front."
+    return method
 
 
 class CiderKohnSham:
@@ -157,13 +192,13 @@ class CiderKohnSham:
     def do_disp(self, disp: Any = None) -> bool:
         """False, or an error if a dispersion correction was asked for."""
         if disp or (disp is None and self.disp):
-            _raise_not_yet(f"dispersion correction {disp or self.disp!r} is", self.xc)
+            raise_not_yet(f"dispersion correction {disp or self.disp!r} is", self.xc)
         return False
 
     def do_nlc(self) -> bool:
         """False, or an error if a nonlocal correlation was asked for."""
         if self.nlc:
-            _raise_not_yet(f"nonlocal correlation {self.nlc!r} is", self.xc)
+            raise_not_yet(f"nonlocal correlation {self.nlc!r} is", self.xc)
         return False
 
     def density_fit(self, *args: Any, **kwargs: Any) -> Any:
@@ -173,6 +208,24 @@ class CiderKohnSham:
         fitted = plain.density_fit(*args, **kwargs)
         fitted.xc = self.xc
         return fitted
+
+    def gen_response(
+        self, mo_coeff: Any = None, mo_occ: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in PySCF, but ROKS has the response of its spin densities, not that of their mean."""
+        _require_molecule(self, "linear response")
+        if isinstance(self, rohf.ROHF):
+            mo_coeff = self.mo_coeff if mo_coeff is None else mo_coeff
+            mo_occ = self.mo_occ if mo_occ is None else mo_occ
+            if np.ndim(mo_occ) == 1:
+                mo_coeff, mo_occ = (mo_coeff, mo_coeff), (mo_occ > 0, mo_occ == 2)
+        return super().gen_response(mo_coeff, mo_occ, *args, **kwargs)
+
+    newton = _of_molecules("newton", "second-order SCF")
+    stability = _of_molecules("stability", "stability analysis")
+    TDA = _excitations("TDA")
+    TDDFT = _excitations("TDDFT")
+    TDDFTNoHybrid = CasidaTDDFT = _excitations("CasidaTDDFT")
 
     def reset(self, mol: Any = None) -> Any:
         """As in PySCF; also forgets the convolution of the old grid."""

@@ -1,7 +1,7 @@
 """The part of a functional that libxc evaluates, and what PySCF asks libxc about the whole."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,14 @@ def needs_tau(functional: CiderFunctional) -> bool:
     """Whether the learned part or a libxc part reads the kinetic energy density."""
     return functional.needs_tau or any(
         libxc.xc_type(name) == "MGGA" for _, name in functional.libxc_terms
+    )
+
+
+def raise_not_yet(feature: str, functional: CiderFunctional) -> NoReturn:
+    """Raise ``NotImplementedError``, which names the feature and what to do."""
+    raise NotImplementedError(
+        f"{feature} not available yet with {functional}; "
+        "assign a libxc functional, as in mf.xc = 'PBE', to use PySCF's own"
     )
 
 
@@ -103,7 +111,7 @@ class LibxcWithCider:
     """The module ``pyscf.dft.libxc``, whose functions also take a ``CiderFunctional``.
 
     What PySCF asks about a functional is answered. What would evaluate it point by point
-    (gradients, response, grid tools) raises, because a nonlocal energy is no function of one
+    (gradients, Hessians, grid tools) raises, because a nonlocal energy is no function of one
     point and a partial answer would be wrong in silence.
     """
 
@@ -119,8 +127,7 @@ class LibxcWithCider:
                 return _ANSWERS[name](xc, *args, **kwargs)
             raise NotImplementedError(
                 f"pyscf.dft.libxc.{name} cannot evaluate {xc}: what called it (nuclear gradients, "
-                "Hessians, TDDFT and other response properties, ...) is not available yet with a "
-                "learned functional"
+                "Hessians, ...) is not available yet with a learned functional"
             )
 
         return function
