@@ -20,7 +20,7 @@ from cider.density import Density
 from cider.features.convolution import GaussianConvolution
 from cider.learned_functional import Fields, LearnedFunctional
 
-Sources = tuple[Float[np.ndarray, "grid source"] | None, ...]
+Sources = tuple[Float[AnyArray, "grid source"] | None, ...]
 """Of each spin density, or the derivative by them; ``None`` for semilocal descriptors."""
 
 

@@ -187,7 +187,7 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         """The same from a density matrix, or a pair of them."""
         if not isinstance(xc_code, CiderFunctional):
             return super().cache_xc_kernel1(mol, grids, xc_code, dm, spin, max_memory)
-        matrices = _matrices(mol, (dm,) if np.ndim(dm) == 2 else dm)
+        matrices = _matrices(mol, (dm,) if np.ndim(dm) == 2 else tuple(dm))
         if grids.coords is None:
             grids.build(with_non0tab=True)
         rho = _densities(mol, grids, matrices, needs_tau(xc_code), max_memory)[:, 0]
