@@ -8,6 +8,7 @@ stands the linear map of the grid, which is differentiated by its transpose:
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -68,6 +69,39 @@ def energy_and_potential(
     return total, jax.tree.map(lambda *x: density.num_spins * np.concatenate(x), *potentials)
 
 
+class GridDerivative(NamedTuple):
+    """Derivative of an energy by the grid, densities at its points unchanged."""
+
+    weights: Float[np.ndarray, " grid"]
+    """By the quadrature weights (Ha/bohr^3)."""
+    centers: Float[np.ndarray, "atom xyz"] | None
+    """By the atoms as centres of nonlocal features (Ha/bohr); None without such features."""
+
+
+@float64
+def grid_derivative(
+    functional: LearnedFunctional,
+    x_mix: float,
+    density: Density,
+    weights: Float[AnyArray, " grid"],
+    convolution: GaussianConvolution | None = None,
+) -> GridDerivative:
+    """Derivative of the energy times ``x_mix`` by the grid; raises as ``energy_and_potential``."""
+    weights = np.asarray(weights)
+    by_weights = np.zeros_like(weights)
+    by_centers: list[Float[np.ndarray, "atom xyz"]] = []
+    everywhere = np.ones_like(weights)
+    for own, fraction in independent_densities(functional, x_mix, density, everywhere):
+        fields = fields_of(functional, own, convolution)
+        by_weights += fraction * _energy_density(functional, own, fields)
+        _, _, by_fields = energy_and_derivatives(functional, own, fields, fraction * weights)
+        for spin, by_field in enumerate(by_fields):
+            if by_field is not None and convolution is not None:
+                sources = _sources(functional, own.of_spin(spin))
+                by_centers.append(convolution.derivative(sources, by_field))
+    return GridDerivative(by_weights, np.sum(by_centers, axis=0) if by_centers else None)
+
+
 def independent_densities(
     functional: LearnedFunctional,
     x_mix: float,
@@ -111,6 +145,27 @@ def _sources(functional: LearnedFunctional, density: Density) -> Float[np.ndarra
 @eqx.filter_jit
 def _sources_of_block(functional: LearnedFunctional, block: Density) -> Float[Array, "grid source"]:
     return functional.sources(block)
+
+
+def _energy_density(
+    functional: LearnedFunctional, scaled: Density, fields: Fields
+) -> Float[np.ndarray, " grid"]:
+    parts = [
+        np.asarray(
+            _energy_density_of_block(
+                functional, take_block(scaled, points, -1), take_block(fields, points)
+            )
+        )
+        for points in blocks_of(scaled.num_points)
+    ]
+    return np.concatenate(parts)[: scaled.num_points]
+
+
+@eqx.filter_jit
+def _energy_density_of_block(
+    functional: LearnedFunctional, block: Density, fields: Fields
+) -> Float[Array, " grid"]:
+    return functional.energy_density(block, fields)
 
 
 def energy_and_derivatives(

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from cider.ciderpress_model import load_ciderpress
 from cider.conventions import AnyArray
 from cider.density import Density
-from cider.evaluation import energy, energy_and_potential
+from cider.evaluation import GridDerivative, energy, energy_and_potential, grid_derivative
 from cider.features.convolution import GaussianConvolution
 from cider.learned_functional import LearnedFunctional
 from cider.registry import resolve
@@ -155,6 +155,15 @@ class CiderFunctional(eqx.Module):
     ) -> tuple[float, Density]:
         """The same, and its derivative: see ``evaluation.energy_and_potential``."""
         return energy_and_potential(self.learned, self.x_mix, density, weights, convolution)
+
+    def learned_grid_derivative(
+        self,
+        density: Density,
+        weights: Float[AnyArray, " grid"],
+        convolution: GaussianConvolution | None = None,
+    ) -> GridDerivative:
+        """Derivative of the same energy by the grid: see ``evaluation.grid_derivative``."""
+        return grid_derivative(self.learned, self.x_mix, density, weights, convolution)
 
     def learned_response(
         self,

@@ -108,13 +108,22 @@ class _Species(eqx.Module):
         own = [np.zeros((*x.shape[:2], num_targets)) for x in moments[: ONSITE_LMAX + 1]]
         for band in self.onsite:
             band.add_to(own, moments)
+        return self.shells.expand(own), self._ring_matrices(moments)
+
+    def ring_matrices(
+        self, charges: Float[np.ndarray, "point source"]
+    ) -> list[Float[np.ndarray, "_ _ _"]]:
+        """The matrices of the rings alone."""
+        return self._ring_matrices(self.shells.project(charges, LMAX))
+
+    def _ring_matrices(self, moments: Moments) -> list[Float[np.ndarray, "_ _ _"]]:
         if not self.panels:
-            return self.shells.expand(own), []
+            return []
         num_targets = self.num_ring_targets[0]
         nodes = [np.zeros((num_nodes(l), x.shape[1], num_targets)) for l, x in enumerate(moments)]
         for band in self.panels:
             band.add_to(nodes, moments)
-        return self.shells.expand(own), ring_matrices(nodes, self.num_ring_targets)
+        return ring_matrices(nodes, self.num_ring_targets)
 
     def fields_transpose(
         self,
@@ -195,6 +204,37 @@ class AtomCentredConvolution(eqx.Module):
         for atom, own in zip(self.atoms, pool.map(charges_of, self.atoms), strict=True):
             charges[atom.points] = own
         return charges
+
+    def derivative(
+        self,
+        charges: Float[AnyArray, "grid source"],
+        by_fields: Float[AnyArray, "grid target"],
+        pool: Executor,
+    ) -> Float[np.ndarray, "atom xyz"]:
+        """Derivative of ``by_fields`` times the fields of charges, as the atoms move (per bohr).
+
+        Points and charges move with their atoms: an atom's fields at its own points stay as they
+        are, and elsewhere they follow the distance.
+        """
+        charges, by_fields = np.asarray(charges), np.asarray(by_fields)
+        owner = np.zeros(len(charges), dtype=int)
+        for index, atom in enumerate(self.atoms):
+            owner[atom.points] = index
+
+        def derivative_of(index: int) -> Float[np.ndarray, "atom xyz"]:
+            atom = self.atoms[index]
+            species = self.species[atom.species]
+            derivative = np.zeros((len(self.atoms), 3))
+            matrices = species.ring_matrices(charges[atom.points])
+            around = zip(atom.rings, matrices, species.num_ring_targets, strict=False)
+            for ring, matrix, count in around:
+                gradients = ring.gradients(matrix, by_fields[:, :count], self.coords, atom.center)
+                add_rows(derivative, owner[ring.points], gradients)
+                derivative[index] -= gradients.sum(axis=0)
+            return derivative
+
+        parts = pool.map(derivative_of, range(len(self.atoms)))
+        return np.sum(list(parts), axis=0)
 
 
 def atom_centred_convolution(

@@ -56,15 +56,53 @@ def partition_of_unity(
     near an atom from those far away (with the power alone 1e-4 of benzene's features would be
     theirs), whose panels do not reach so far.
     """
+    distance_squared = _distances_squared(coords, centers)
+    return 1 / np.sum(_weights_by_own(distance_squared, owner), axis=0)
+
+
+def partition_of_unity_derivative(
+    coords: Float[np.ndarray, "grid xyz"],
+    owner: Int[np.ndarray, " grid"],
+    centers: Float[np.ndarray, "atom xyz"],
+    by_log_shares: Float[np.ndarray, " grid"],
+) -> Float[np.ndarray, "atom xyz"]:
+    r"""Derivative by the centres, from that by the logarithms of the shares.
+
+    Points move with their atoms. Of what moves atom A against B, a point of A feels
+
+    .. math:: \frac{\partial \ln P_A}{\partial \mathbf r}
+              = \sum_B P_B \left(\frac{k}{r_B^2} + \frac{2}{\ell^2}\right) \mathbf r_B .
+    """
+    distance_squared = _distances_squared(coords, centers)
+    weights = _weights_by_own(distance_squared, owner)
+    slopes = PARTITION_POWER / np.maximum(distance_squared, 1e-20) + 2 / PARTITION_LENGTH**2
+    factors = by_log_shares * slopes * weights / weights.sum(axis=0)
+    derivative = np.zeros_like(centers)
+    for atom, center in enumerate(centers):
+        by_points = factors[atom][:, None] * (coords - center)
+        np.add.at(derivative, owner, by_points)
+        derivative[atom] -= by_points.sum(axis=0)
+    return derivative
+
+
+def _distances_squared(
+    coords: Float[np.ndarray, "grid xyz"], centers: Float[np.ndarray, "atom xyz"]
+) -> Float[np.ndarray, "atom grid"]:
     distance_squared = np.empty((len(centers), len(coords)))
     for atom, center in enumerate(centers):
         distance_squared[atom] = np.sum((coords - center) ** 2, axis=1)
+    return distance_squared
+
+
+def _weights_by_own(
+    distance_squared: Float[np.ndarray, "atom grid"], owner: Int[np.ndarray, " grid"]
+) -> Float[np.ndarray, "atom grid"]:
+    """Weights of the partition by that of the own atom: they themselves would overflow."""
     own = np.take_along_axis(distance_squared, owner[None], axis=0)[0]
-    # As ratios to the own weight: the weights themselves would overflow.
     power = (own / np.maximum(distance_squared, 1e-20)) ** (PARTITION_POWER / 2)
     # Never so large that a neighbour's weight overflows: there the share is zero all the same.
     decay = np.minimum((own - distance_squared) / PARTITION_LENGTH**2, 500.0)
-    return 1 / np.sum(power * np.exp(decay), axis=0)
+    return power * np.exp(decay)
 
 
 Moments: TypeAlias = list[Float[np.ndarray, "_ _ _"]]

@@ -14,6 +14,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from cider.conventions import AnyArray
@@ -33,6 +34,16 @@ class GaussianConvolution(eqx.Module):
     @abc.abstractmethod
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[AnyArray, "grid source"]:
         """The transposed map, applied to derivatives of an energy by the fields."""
+
+    def derivative(
+        self, sources: Float[AnyArray, "grid source"], by_fields: Float[AnyArray, "grid target"]
+    ) -> Float[np.ndarray, "atom xyz"]:
+        """Derivative of ``by_fields`` times the fields of sources, as the atoms move (per bohr).
+
+        Points and sources move with their atoms. Raises ``NotImplementedError`` where the map
+        knows no atoms.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not know how its points move")
 
     def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[AnyArray, "grid target"]:
         """``apply``, differentiable in both modes by way of ``transpose``."""

@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from cider.conventions import AnyArray, float64
 from cider.features.atom_centred import AtomCentredConvolution, atom_centred_convolution
-from cider.features.atomic_shells import AtomicGrid, partition_of_unity
+from cider.features.atomic_shells import (
+    AtomicGrid,
+    partition_of_unity,
+    partition_of_unity_derivative,
+)
 from cider.features.convolution import GaussianConvolution
 from cider.features.nested_grids import (
     NestedGridsConvolution,
@@ -46,6 +50,9 @@ class MolecularConvolution(GaussianConvolution):
     ``merge_sources`` and ``merge_targets`` express the exponents by those of the atomic part.
     """
 
+    coords: Float[np.ndarray, "grid xyz"]
+    owner: Int[np.ndarray, " grid"]
+    centers: Float[np.ndarray, "atom xyz"]
     volumes: Float[np.ndarray, " grid"]
     smooth: NestedGridsConvolution
     sharp: AtomCentredConvolution
@@ -73,6 +80,28 @@ class MolecularConvolution(GaussianConvolution):
             values = smooth.result()
         charges[:, : values.shape[1]] += values
         return self.volumes[:, None] * charges
+
+    def derivative(
+        self, sources: Float[AnyArray, "grid source"], by_fields: Float[AnyArray, "grid target"]
+    ) -> Float[np.ndarray, "atom xyz"]:
+        """As in ``GaussianConvolution``; the points' shares in the partition change too.
+
+        The uniform grids stay where they are: that they follow the atoms changes nothing to
+        within their accuracy.
+        """
+        sources, by_fields = np.asarray(sources), np.asarray(by_fields)
+        charges = self.volumes[:, None] * sources
+        with thread_pool() as pool:
+            by_points = self.smooth.derivative_by_points(charges, by_fields, pool)
+            derivative = self.sharp.derivative(
+                charges @ self.merge_sources, by_fields @ self.merge_targets, pool
+            )
+        owned = self.owner >= 0
+        np.add.at(derivative, self.owner[owned], by_points[owned])
+        by_log_shares = np.sum(sources * self.transpose(by_fields), axis=1)
+        return derivative + partition_of_unity_derivative(
+            self.coords[owned], self.owner[owned], self.centers, by_log_shares[owned]
+        )
 
 
 @float64
@@ -107,6 +136,9 @@ def molecular_convolution(
     merged_targets, merge_targets = _merged(target_exponents, MERGED * done)
     selected = np.maximum.outer(merged_sources, merged_targets) > done
     return MolecularConvolution(
+        coords=coords,
+        owner=owner,
+        centers=centers,
         volumes=volumes * shares,
         smooth=nested_grids_convolution(coords, reaches, source_exponents, target_exponents),
         sharp=atom_centred_convolution(

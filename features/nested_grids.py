@@ -118,22 +118,53 @@ class NestedGridsConvolution(eqx.Module):
         self, fields: Float[AnyArray, "grid target"], pool: Executor
     ) -> Float[np.ndarray, "grid source"]:
         """The transposed map."""
-        return _convolve(tuple(level.transposed() for level in self.levels), fields, pool)
+        return _convolve(self._transposed_levels, fields, pool)
+
+    def derivative_by_points(
+        self,
+        charges: Float[AnyArray, "grid source"],
+        by_fields: Float[AnyArray, "grid target"],
+        pool: Executor,
+    ) -> Float[np.ndarray, "grid xyz"]:
+        """Derivative of ``by_fields`` times the fields of charges, as the points move (per bohr).
+
+        A point takes its charge with it, and the place where its fields are.
+        """
+        derivative = np.zeros((len(charges), 3))
+        for levels, values, by_read in (
+            (self.levels, charges, by_fields),
+            (self._transposed_levels, by_fields, charges),
+        ):
+            for level, fields in zip(levels, _grid_fields(levels, values, pool), strict=True):
+                own = by_read[:, : level.num_targets]
+                derivative += level.grid.read_gradients(fields, own, pool)
+        return derivative
+
+    @property
+    def _transposed_levels(self) -> tuple[_Level, ...]:
+        return tuple(level.transposed() for level in self.levels)
 
 
 def _convolve(
     levels: Sequence[_Level], values: Float[AnyArray, "grid _"], pool: Executor
 ) -> Float[np.ndarray, "grid target"]:
+    result = np.zeros((len(values), max((level.num_targets for level in levels), default=0)))
+    for level, own in zip(levels, _grid_fields(levels, values, pool), strict=True):
+        result[:, : level.num_targets] += level.grid.read(own, pool)
+    return result
+
+
+def _grid_fields(
+    levels: Sequence[_Level], values: Float[AnyArray, "grid _"], pool: Executor
+) -> list[Float[np.ndarray, "_ _ _ _"]]:
+    """Fields on each grid, for the points that it holds."""
     spreads: list[Float[np.ndarray, "_ _ _ _"]] = []
     for level in levels:
         spreads.append(level.spread(values, spreads[-1] if spreads else None, pool))
     fields = [level.convolve(spread, pool) for level, spread in zip(levels, spreads, strict=True)]
     for index in range(len(levels) - 1, 0, -1):
         levels[index].refine(fields[index], fields[index - 1])
-    result = np.zeros((len(values), max((level.num_targets for level in levels), default=0)))
-    for level, own in zip(levels, fields, strict=True):
-        result[:, : level.num_targets] += level.grid.read(own, pool)
-    return result
+    return fields
 
 
 def _along_each_dimension(

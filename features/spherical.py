@@ -54,6 +54,50 @@ def fill_harmonics(
             cosine[n] = rotated
 
 
+@compiled
+@no_type_check
+def fill_harmonics_gradients(
+    direction: Float[np.ndarray, "xyz grid"],
+    recurrence: Float[np.ndarray, "3 l m"],
+    coefficients: Float[np.ndarray, "lm grid"],
+    gradients: Float[np.ndarray, "xyz grid"],
+) -> None:
+    """Write gradients along the unit sphere of sums of harmonics, with coefficients of each point.
+
+    With the azimuth (x + iy)^m the harmonics are polynomials in space; of their gradients, the
+    part along the direction is taken away.
+    """
+    for n in range(direction.shape[1]):
+        x, y, z = direction[:, n]
+        cosine, sine, lower_cosine, lower_sine = 1.0, 0.0, 0.0, 0.0
+        along_x, along_y, along_z = 0.0, 0.0, 0.0
+        for m in range(recurrence.shape[1]):
+            legendre, legendre_before, slope, slope_before = recurrence[2, m, m], 0.0, 0.0, 0.0
+            even, even_slope, odd, odd_slope = 0.0, 0.0, 0.0, 0.0
+            for l in range(m, recurrence.shape[1]):
+                if l > m:
+                    a, b = recurrence[0, l, m], recurrence[1, l, m]
+                    above, above_slope = legendre, slope
+                    legendre = a * (z * above - b * legendre_before)
+                    slope = a * (above + z * above_slope - b * slope_before)
+                    legendre_before, slope_before = above, above_slope
+                even += coefficients[l * l + l + m, n] * legendre
+                even_slope += coefficients[l * l + l + m, n] * slope
+                if m > 0:
+                    odd += coefficients[l * l + l - m, n] * legendre
+                    odd_slope += coefficients[l * l + l - m, n] * slope
+            along_x += m * (even * lower_cosine + odd * lower_sine)
+            along_y += m * (odd * lower_cosine - even * lower_sine)
+            along_z += even_slope * cosine + odd_slope * sine
+            lower_cosine, lower_sine = cosine, sine
+            cosine = x * lower_cosine - y * lower_sine
+            sine = x * lower_sine + y * lower_cosine
+        radial = x * along_x + y * along_y + z * along_z
+        gradients[0, n] = along_x - x * radial
+        gradients[1, n] = along_y - y * radial
+        gradients[2, n] = along_z - z * radial
+
+
 @functools.cache
 def harmonics_recurrence(lmax: int) -> Float[np.ndarray, "3 l m"]:
     """Of normalised Legendre functions: two factors of the recurrence in l, and where it starts."""

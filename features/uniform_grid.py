@@ -48,6 +48,16 @@ def window(x: float) -> float:
     return math.exp(WINDOW_SHARPNESS * (math.sqrt(inside) - 1)) if inside > 0 else 0.0
 
 
+@compiled
+@no_type_check
+def window_slope(x: float) -> float:
+    """The derivative of the window."""
+    inside = 1 - (2 * x / WINDOW) ** 2
+    if inside <= 0:
+        return 0.0
+    return -4 * WINDOW_SHARPNESS * x / (WINDOW**2 * math.sqrt(inside)) * window(x)
+
+
 def _window_transform(k: Float[np.ndarray, " wave"]) -> Float[np.ndarray, " wave"]:
     """Fourier transform of the window, of a wave number per cell."""
     x, weights = np.polynomial.legendre.leggauss(100)
@@ -141,8 +151,7 @@ class UniformGrid(eqx.Module):
         self, values: Float[np.ndarray, "c x y z"], pool: Executor
     ) -> Float[np.ndarray, "grid c"]:
         """The transpose of ``spread``: values at the points, zero at those outside of the box."""
-        by_place = np.ascontiguousarray(np.moveaxis(values, 0, 3))
-        by_place = by_place.reshape(*self.shape[:2], -1)
+        by_place = self._by_place(values)
         result = np.zeros((self.num_points, len(values)))
 
         def read_part(part: slice) -> None:
@@ -152,6 +161,31 @@ class UniformGrid(eqx.Module):
 
         list(pool.map(read_part, self._parts()))
         return result
+
+    def read_gradients(
+        self,
+        values: Float[np.ndarray, "c x y z"],
+        by_read: Float[AnyArray, "grid c"],
+        pool: Executor,
+    ) -> Float[np.ndarray, "grid xyz"]:
+        """Gradients (per bohr) of ``by_read`` times what each point reads, as it moves."""
+        by_place = self._by_place(values)
+        by_read = np.asarray(by_read)
+        result = np.zeros((self.num_points, 3))
+
+        def gradients_of(part: slice) -> None:
+            own = np.empty((part.stop - part.start, 3))
+            by_own = by_read[self.points[part]]
+            _read_gradients(self.corners[part], self.offsets[part], by_place, by_own, own)
+            result[self.points[part]] = own / self.spacing
+
+        list(pool.map(gradients_of, self._parts()))
+        return result
+
+    def _by_place(self, values: Float[np.ndarray, "c x y z"]) -> Float[np.ndarray, "x y z_c"]:
+        """With the columns of one z after another."""
+        by_place = np.ascontiguousarray(np.moveaxis(values, 0, 3))
+        return by_place.reshape(*self.shape[:2], -1)
 
     def _parts(self) -> Iterator[slice]:
         """Neighbours together: sorted points lie in slabs along x."""
@@ -216,6 +250,42 @@ def _read(
 
 @compiled
 @no_type_check
+def _read_gradients(
+    corners: Int[np.ndarray, "point xyz"],
+    offsets: Float[np.ndarray, "point xyz"],
+    values: Float[np.ndarray, "x y z_c"],
+    by_read: Float[np.ndarray, "point c"],
+    gradients: Float[np.ndarray, "point xyz"],
+) -> None:
+    """Write the gradients, per cell, of ``by_read`` times what ``_read`` writes."""
+    num = by_read.shape[1]
+    x, y, z = np.empty(WINDOW), np.empty(WINDOW), np.empty(WINDOW)
+    slope_x, slope_y, slope_z = np.empty(WINDOW), np.empty(WINDOW), np.empty(WINDOW)
+    for point in range(len(corners)):
+        i, j, k = corners[point]
+        _windows(offsets[point], x, y, z)
+        _window_slopes(offsets[point], slope_x, slope_y, slope_z)
+        along_x, along_y, along_z = 0.0, 0.0, 0.0
+        for a in range(WINDOW):
+            for b in range(WINDOW):
+                row = values[i + a, j + b, k * num : (k + WINDOW) * num]
+                read, slope = 0.0, 0.0
+                for c in range(WINDOW):
+                    total = 0.0
+                    for column in range(num):
+                        total += by_read[point, column] * row[c * num + column]
+                    read += z[c] * total
+                    slope += slope_z[c] * total
+                along_x += slope_x[a] * y[b] * read
+                along_y += x[a] * slope_y[b] * read
+                along_z += x[a] * y[b] * slope
+        gradients[point, 0] = along_x
+        gradients[point, 1] = along_y
+        gradients[point, 2] = along_z
+
+
+@compiled
+@no_type_check
 def _windows(
     offset: Float[np.ndarray, " xyz"],
     x: Float[np.ndarray, " line"],
@@ -227,6 +297,21 @@ def _windows(
         x[n] = window(offset[0] - n)
         y[n] = window(offset[1] - n)
         z[n] = window(offset[2] - n)
+
+
+@compiled
+@no_type_check
+def _window_slopes(
+    offset: Float[np.ndarray, " xyz"],
+    x: Float[np.ndarray, " line"],
+    y: Float[np.ndarray, " line"],
+    z: Float[np.ndarray, " line"],
+) -> None:
+    """The derivatives of ``_windows``."""
+    for n in range(WINDOW):
+        x[n] = window_slope(offset[0] - n)
+        y[n] = window_slope(offset[1] - n)
+        z[n] = window_slope(offset[2] - n)
 
 
 def uniform_grid(

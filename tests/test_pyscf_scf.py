@@ -101,8 +101,6 @@ def test_density_fitting_before_and_after_assignment():
     np.testing.assert_allclose(fitted["cider"], fitted["pyscf"], atol=PBE_TOLERANCE)
 
     mf = dft.RKS(mol, xc=ZERO).density_fit()
-    with pytest.raises(NotImplementedError, match="gradients"):
-        mf.nuc_grad_method()
     undone = mf.undo_df()
     assert type(undone) is type(dft.RKS(mol, xc=ZERO))
     mf.xc = "PBE"

@@ -26,7 +26,6 @@ def converged():
 
 
 METHODS = {
-    "nuclear gradients": ("nuc_grad_method", "Gradients"),
     "nuclear Hessians": ("Hessian",),
     "generalised Kohn-Sham": ("to_gks", "to_ghf"),
     "gpu4pyscf": ("to_gpu",),
@@ -46,17 +45,12 @@ def test_methods_name_the_feature_and_the_functional(converged, feature, method,
             getattr(mf, name)()
 
 
-def _scanner_step(mf):
-    mf.nuc_grad_method().as_scanner()(mf.mol)
-
-
 AROUND = {
     "gradients": lambda mf: _gradients(mf).kernel(),
     "hessian": lambda mf: _hessian(mf).kernel(),
     "TDDFT matrices": lambda mf: _excitations(mf).get_ab(),
     "TDDFT gradients": lambda mf: _excitations(mf).run().nuc_grad_method().kernel(),
     "point by point": lambda mf: mf._numint.eval_xc_eff(mf.xc, np.ones((4, 5))),
-    "geometry optimisation": _scanner_step,
 }
 
 
@@ -105,11 +99,9 @@ def test_assignment_after_newton(converged):
 
 
 def test_density_fitting_in_front_of_it_gets_no_further(converged):
-    """The function, unlike the method, leaves its own gradients in front of ours."""
     mf = scf.density_fit(converged[dft.RKS]).run()
-    for method in (mf.nuc_grad_method, mf.Hessian):
-        with pytest.raises(NotImplementedError, match=NAMED):
-            method().kernel()
+    with pytest.raises(NotImplementedError, match=NAMED):
+        mf.Hessian().kernel()
 
 
 def test_other_kinds_of_kohn_sham():

@@ -1,5 +1,6 @@
 """Atomic orbitals on the grid, block by block."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,13 +19,15 @@ class AOBlock(NamedTuple):
     active: Int[np.ndarray, " active"]
     """Which orbitals these are."""
     ao: Float[np.ndarray, "component active grid"]
-    """Their values and gradients. The next block overwrites them."""
+    """Their values and derivatives, in PySCF's order. The next block overwrites them."""
     room: Float[np.ndarray, " any"]
     """For one product of the values or a gradient with something."""
 
 
-def ao_blocks(mol: Any, grids: Any, max_memory: float) -> Iterator[AOBlock]:
+def ao_blocks(mol: Any, grids: Any, max_memory: float, deriv: int = 1) -> Iterator[AOBlock]:
     """All orbitals on all points but those where every orbital vanishes.
+
+    Their derivatives reach up to the order ``deriv``.
 
     A nonlocal functional needs the density everywhere before its potential anywhere, so that this
     runs twice. Keeping the values in between was slower: fresh memory for all points takes longer
@@ -37,8 +40,10 @@ def ao_blocks(mol: Any, grids: Any, max_memory: float) -> Iterator[AOBlock]:
     if screening is None:
         screening = grids.make_mask(mol, grids.coords)
     row_size = mol.nao * numint.BLKSIZE
-    rows_together = int(np.clip(1e6 * max_memory / (8 * 5 * row_size), 1, _ROWS_TOGETHER))
-    buffer = numint._empty_aligned((4, rows_together * row_size))
+    components = math.comb(deriv + 3, 3)
+    rows_of_memory = 1e6 * max_memory / (8 * (components + 1) * row_size)
+    rows_together = int(np.clip(rows_of_memory, 1, _ROWS_TOGETHER))
+    buffer = numint._empty_aligned((components, rows_together * row_size))
     room = numint._empty_aligned(rows_together * row_size)
     shell_sizes = np.diff(mol.ao_loc_nr())
     for row in range(0, len(screening), rows_together):
@@ -53,7 +58,7 @@ def ao_blocks(mol: Any, grids: Any, max_memory: float) -> Iterator[AOBlock]:
         ao = numint.eval_ao(
             part,
             grids.coords[points],
-            deriv=1,
+            deriv=deriv,
             non0tab=np.ascontiguousarray(rows[:, present]),
             out=buffer,
         )

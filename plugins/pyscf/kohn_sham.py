@@ -12,6 +12,7 @@ from pyscf.soscf.newton_ah import _CIAH_SOSCF
 from cider.functional import CiderFunctional
 from cider.learned_functional import LearnedFunctional
 from cider.plugins.pyscf.excitations import excitations_of_learned_functional
+from cider.plugins.pyscf.gradients import with_learned_functional
 from cider.plugins.pyscf.libxc import (
     answer_for_density_fitting,
     check_libxc_terms,
@@ -221,6 +222,12 @@ class CiderKohnSham:
                 mo_coeff, mo_occ = (mo_coeff, mo_coeff), (mo_occ > 0, mo_occ == 2)
         return super().gen_response(mo_coeff, mo_occ, *args, **kwargs)
 
+    def nuc_grad_method(self) -> Any:
+        """As in PySCF, with ``CiderGradients`` in front."""
+        _require_molecule(self, "nuclear gradients")
+        return with_learned_functional(super().nuc_grad_method())
+
+    Gradients = nuc_grad_method
     newton = _of_molecules("newton", "second-order SCF")
     stability = _of_molecules("stability", "stability analysis")
     TDA = _excitations("TDA")
@@ -246,7 +253,6 @@ class CiderKohnSham:
         plain.xc = ""
         return assign_functional, (plain, self.xc)
 
-    nuc_grad_method = Gradients = _not_yet("nuclear gradients are")
     Hessian = _not_yet("nuclear Hessians are")
     to_gks = to_ghf = _not_yet("generalised Kohn-Sham is")
     to_gpu = _not_yet("gpu4pyscf is")

@@ -63,6 +63,17 @@ def libxc_energy_and_potential(
     return energy, potential
 
 
+def libxc_energy_density(
+    functional: CiderFunctional, rho: Float[np.ndarray, "spin ingredient grid"]
+) -> Float[np.ndarray, " grid"]:
+    """Energy density (Ha/bohr^3) of the libxc terms."""
+    density = np.zeros(rho.shape[2])
+    for factor, name in functional.libxc_terms:
+        _, (eps_xc, *_) = _evaluated(name, rho, 0)
+        density += factor * rho[:, 0].sum(axis=0) * eps_xc
+    return density
+
+
 def libxc_second_derivative(
     functional: CiderFunctional,
     rho: Float[np.ndarray, "spin ingredient grid"],
@@ -111,8 +122,8 @@ class LibxcWithCider:
     """The module ``pyscf.dft.libxc``, whose functions also take a ``CiderFunctional``.
 
     What PySCF asks about a functional is answered. What would evaluate it point by point
-    (gradients, Hessians, grid tools) raises, because a nonlocal energy is no function of one
-    point and a partial answer would be wrong in silence.
+    (PySCF's own gradients, Hessians, grid tools) raises, because a nonlocal energy is no function
+    of one point and a partial answer would be wrong in silence.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -126,8 +137,9 @@ class LibxcWithCider:
             if name in _ANSWERS:
                 return _ANSWERS[name](xc, *args, **kwargs)
             raise NotImplementedError(
-                f"pyscf.dft.libxc.{name} cannot evaluate {xc}: what called it (nuclear gradients, "
-                "Hessians, ...) is not available yet with a learned functional"
+                f"pyscf.dft.libxc.{name} cannot evaluate {xc}: what called it (Hessians, ...) "
+                "is not available yet with a learned functional; nuclear gradients are, from "
+                "mf.nuc_grad_method()"
             )
 
         return function

@@ -17,7 +17,12 @@ from cider.features.nldf import Nldf
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.atomic_orbitals import ao_blocks
 from cider.plugins.pyscf.grids import becke_convolution
-from cider.plugins.pyscf.libxc import LibxcWithCider, libxc_energy_and_potential, needs_tau
+from cider.plugins.pyscf.libxc import (
+    LibxcWithCider,
+    libxc_energy_and_potential,
+    libxc_energy_density,
+    needs_tau,
+)
 from cider.plugins.pyscf.response import XCKernel, add_density, density_of
 
 NEGATIVE_CHARGE_LIMIT = 1e-2
@@ -317,6 +322,48 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         vmat = _potential_matrices(mol, grids, potential, max_memory)
         return rho[:, :, 0] @ grids.weights, exc, vmat
 
+    def density_and_potential(
+        self,
+        mol: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        dms: Sequence[Any],
+        max_memory: float,
+    ) -> tuple[
+        Float[np.ndarray, "spin ingredient grid"],
+        Float[np.ndarray, "spin ingredient grid"],
+    ]:
+        """rho, grad rho and tau of one density matrix per spin, and the derivative by them.
+
+        Raises as ``nr_rks``.
+        """
+        for dm in dms:
+            _check_density_matrix(mol, dm)
+        matrices = np.stack(dms)[:, None]
+        rho = _densities(mol, grids, matrices, needs_tau(functional), max_memory)[:, 0]
+        return rho, self._energy_and_potential(mol, grids, functional, rho)[1]
+
+    def grid_derivative(
+        self,
+        mol: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        rho: Float[np.ndarray, "spin ingredient grid"],
+    ) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, "atom xyz"]]:
+        """Derivative of the energy by the quadrature weights, and by the centres of features.
+
+        What the densities at the points do, and the weights, is another matter.
+        """
+        convolution = self._convolution_for(mol, grids, functional)
+        with threadpool_limits(lib.num_threads(), user_api="blas"):
+            learned = functional.learned_grid_derivative(
+                density_of(functional, rho), grids.weights, convolution
+            )
+        by_centers = np.zeros((mol.natm, 3))
+        if learned.centers is not None:
+            by_centers[np.unique(grids.atm_idx[grids.atm_idx >= 0])] = learned.centers
+        return learned.weights + libxc_energy_density(functional, rho), by_centers
+
     def _build_convolution(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
         return becke_convolution(mol, grids, nldf)
 
@@ -357,7 +404,7 @@ def _densities(
     The :math:`\psi_k` are eigenvectors of the matrix, few of which have an eigenvalue other than
     zero. They need no orbitals to come with it, and no trust that those are its own.
     """
-    orbitals = {index: _eigenvectors(dms[index]) for index in np.ndindex(dms.shape[:2])}
+    orbitals = {index: eigenvectors(dms[index]) for index in np.ndindex(dms.shape[:2])}
     rho = np.zeros((*dms.shape[:2], 5 if with_tau else 4, len(grids.weights)))
     for points, active, ao, _ in ao_blocks(mol, grids, max_memory):
         for index, (occupations, coefficients) in orbitals.items():
@@ -371,10 +418,13 @@ def _densities(
     return rho
 
 
-def _eigenvectors(
+def eigenvectors(
     dm: Float[np.ndarray, "ao ao"],
 ) -> tuple[Float[np.ndarray, " orbital"], Float[np.ndarray, "orbital ao"]]:
-    """Eigenvalues and eigenvectors of the symmetric part, without those that are rounding."""
+    """Eigenvalues and eigenvectors of the symmetric part, without those that are rounding.
+
+    Its orbitals are rows.
+    """
     occupations, coefficients = np.linalg.eigh((dm + dm.T) / 2)
     size = abs(occupations)
     occupied = size > ROUNDING * size.max()
