@@ -22,7 +22,10 @@ SUMMIT = {"cider", "cider.command_line", "cider.run", "cider.description"}
 SUMMIT |= {"cider.training.command_line"}
 """The commands and what they call: see everything."""
 
-HOSTS = {"pyscf": {"cider.plugins.pyscf", "cider.training", "cider.run"}, "gpaw": set()}
+HOSTS = {
+    "pyscf": {"cider.plugins.pyscf", "cider.plugins.ase", "cider.training", "cider.run"},
+    "gpaw": set(),
+}
 """Who may import a host program; training makes its reference data with PySCF."""
 
 

@@ -123,8 +123,9 @@ def nldf() -> Nldf:
 def test_features(system: str, x64: None) -> None:
     """By energy, relative errors average out below 1e-5, which is 1e-6 of the energy or less.
 
-    Down to 1e-3 bohr^-3, where there is little energy, they average to 4e-5 at most, but to 2.5e-4
-    for the sharpest feature in O2.
+    Down to 1e-3 bohr^-3, where there is little energy, they average to 6e-5 at most, but to 2.5e-4
+    for the sharpest feature in O2: what rings leave out, with as many powers of the radius as it
+    takes (fewer hid a third of it).
     """
     mol, dm, grids = molecule(system)
     rho = ingredients(mol, spin_scaled(dm), grids.coords)
@@ -139,7 +140,7 @@ def test_features(system: str, x64: None) -> None:
     logarithms = np.log(found)
     reference = np.array(LOGARITHMS[system])
     errors = abs(logarithms.mean(axis=1) - reference[:, 0])
-    assert max(errors[:3]) < 5e-5
+    assert max(errors[:3]) < 7e-5
     assert errors[3] < (3e-4 if system == "O2" else 5e-5)
     by_energy = logarithms @ weights / weights.sum()
     np.testing.assert_allclose(by_energy, reference[:, 1], atol=1e-5)

@@ -1,0 +1,79 @@
+"""The calculator of ASE."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.calculator import SCFError
+from ase.optimize import BFGS
+from ase.units import Hartree
+from pyscf import dft, gto
+from toy_functionals import toy_exchange, toy_nldf
+
+from cider import CiderFunctional
+from cider.plugins.ase import Cider
+
+FUNCTIONAL = CiderFunctional(toy_exchange("MGGA", toy_nldf()), correlation="GGA_C_PBE")
+SETTINGS = {"basis": "6-31g", "grid_level": 0}
+
+
+def test_energy_is_that_of_pyscf():
+    atoms = Atoms("CH3", magmoms=[1, 0, 0, 0])
+    atoms.positions[1:] = [[1.08, 0, 0], [-0.54, 0.935, 0], [-0.54, -0.935, 0]]
+    atoms.calc = Cider(FUNCTIONAL, density_fit=True, **SETTINGS)
+    mol = gto.M(
+        atom="C 0 0 0; H 1.08 0 0; H -0.54 0.935 0; H -0.54 -0.935 0",
+        basis="6-31g",
+        spin=1,
+        verbose=0,
+    )
+    mf = dft.UKS(mol, xc=FUNCTIONAL).density_fit().set(conv_tol=1e-10)
+    mf.grids.level = 0
+    assert atoms.get_potential_energy() == pytest.approx(mf.kernel() * Hartree, abs=1e-5)
+
+
+def test_forces_are_the_derivative_of_the_energy():
+    atoms = Atoms("LiH", [[0, 0, 0], [0.1, 0.3, 1.5]], calculator=Cider(FUNCTIONAL, **SETTINGS))
+    forces = atoms.get_forces()
+    step, energies = 1e-3, []
+    for displacement in (-step, step):
+        moved = atoms.copy()
+        moved.positions[1, 2] += displacement
+        moved.calc = Cider(FUNCTIONAL, **SETTINGS)
+        energies.append(moved.get_potential_energy())
+    assert forces[1, 2] == pytest.approx((energies[0] - energies[1]) / (2 * step), abs=1e-4)
+    np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-5)
+
+
+def test_optimisation():
+    """The bond of H2 ends where there is no force, wherever it starts."""
+    lengths = []
+    for start in (0.7, 0.8):
+        atoms = Atoms("H2", [[0, 0, 0], [0, 0, start]], calculator=Cider(FUNCTIONAL, **SETTINGS))
+        assert BFGS(atoms, logfile=None).run(fmax=1e-3, steps=20)
+        lengths.append(atoms.get_distance(0, 1))
+    assert lengths[0] == pytest.approx(lengths[1], abs=1e-4)
+
+
+def test_another_molecule_starts_anew():
+    calculator = Cider(FUNCTIONAL, **SETTINGS)
+    energies = [
+        Atoms(name, calculator=calculator).get_potential_energy() for name in ("He", "Be", "He")
+    ]
+    assert energies[0] == pytest.approx(energies[2], abs=1e-7)
+
+
+def test_what_it_cannot_do():
+    with pytest.raises(NotImplementedError, match="host='gpaw'"):
+        Cider(FUNCTIONAL, host="gpaw")
+    with pytest.raises(NotImplementedError, match="H2O is periodic"):
+        atoms = molecule("H2O", vacuum=3, pbc=True)
+        atoms.calc = Cider(FUNCTIONAL, **SETTINGS)
+        atoms.get_potential_energy()
+
+
+def test_no_convergence(monkeypatch):
+    monkeypatch.setattr(dft.rks.RKS, "max_cycle", 1)
+    with pytest.raises(SCFError, match=r"H2O \(charge 0, 0 unpaired.*1 cycles"):
+        atoms = molecule("H2O", calculator=Cider(FUNCTIONAL, **SETTINGS))
+        atoms.get_potential_energy()
