@@ -5,6 +5,9 @@ import os
 # Molecules of the tests are tiny: threads only wait for each other. Before OpenMP is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# One process runs hundreds of tests: what they left behind is no lack of memory (MB).
+os.environ.setdefault("PYSCF_MAX_MEMORY", "16000")
+
 import jax
 import jaxtyping
 
