@@ -8,12 +8,12 @@ from ase.calculators.calculator import SCFError
 from ase.optimize import BFGS
 from ase.units import Hartree
 from pyscf import dft, gto
-from toy_functionals import toy_exchange, toy_nldf
+from toy_functionals import toy_exchange
 
 from cider import CiderFunctional
 from cider.plugins.ase import Cider
 
-FUNCTIONAL = CiderFunctional(toy_exchange("MGGA", toy_nldf()), correlation="GGA_C_PBE")
+FUNCTIONAL = CiderFunctional(toy_exchange("MGGA"), correlation="GGA_C_PBE")
 SETTINGS = {"basis": "6-31g", "grid_level": 0}
 
 
