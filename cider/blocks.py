@@ -1,6 +1,6 @@
 """Grid points in blocks of one size, so that one compiled program fits all, in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -39,6 +39,12 @@ def add_block(total: _Arrays, points: slice, part: _Arrays, axis: int = 0) -> No
         own += _along(np.asarray(part), slice(own.shape[axis]), axis)
 
     jax.tree.map(add, total, part)
+
+
+def by_blocks(function: Callable[[slice], Array], size: int, axis: int = 0) -> np.ndarray:
+    """What a function gives for the points of each block, without its filling, along ``axis``."""
+    parts = [np.asarray(function(points)) for points in blocks_of(size)]
+    return _along(np.concatenate(parts, axis), slice(size), axis)
 
 
 def _along(array: np.ndarray, points: slice, axis: int) -> np.ndarray:

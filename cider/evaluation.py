@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from cider.blocks import add_block, blocks_of, take_block
+from cider.blocks import add_block, blocks_of, by_blocks, take_block
 from cider.conventions import AnyArray, float64
 from cider.density import Density
 from cider.features.convolution import GaussianConvolution
@@ -135,11 +135,10 @@ def fields_of(
 
 
 def _sources(functional: LearnedFunctional, density: Density) -> Float[np.ndarray, "grid source"]:
-    parts = [
-        np.asarray(_sources_of_block(functional, take_block(density, points, -1)))
-        for points in blocks_of(density.num_points)
-    ]
-    return np.concatenate(parts)[: density.num_points]
+    def of_block(points: slice) -> Float[Array, "grid source"]:
+        return _sources_of_block(functional, take_block(density, points, -1))
+
+    return by_blocks(of_block, density.num_points)
 
 
 @eqx.filter_jit
@@ -150,15 +149,11 @@ def _sources_of_block(functional: LearnedFunctional, block: Density) -> Float[Ar
 def _energy_density(
     functional: LearnedFunctional, scaled: Density, fields: Fields
 ) -> Float[np.ndarray, " grid"]:
-    parts = [
-        np.asarray(
-            _energy_density_of_block(
-                functional, take_block(scaled, points, -1), take_block(fields, points)
-            )
-        )
-        for points in blocks_of(scaled.num_points)
-    ]
-    return np.concatenate(parts)[: scaled.num_points]
+    def of_block(points: slice) -> Float[Array, " grid"]:
+        variables = take_block(scaled, points, -1), take_block(fields, points)
+        return _energy_density_of_block(functional, *variables)
+
+    return by_blocks(of_block, scaled.num_points)
 
 
 @eqx.filter_jit

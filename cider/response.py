@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from cider.blocks import add_block, blocks_of, take_block
+from cider.blocks import add_block, blocks_of, by_blocks, take_block
 from cider.conventions import AnyArray, float64
 from cider.density import Density
 from cider.descriptors import safe_ingredients
@@ -100,12 +100,9 @@ class LinearResponse(eqx.Module):
             return (None,) * density.num_spins
         fields = []
         for spin in range(density.num_spins):
-            both = density.of_spin(spin), change.of_spin(spin)
-            parts = [
-                np.asarray(_change_of_sources(self.functional, *take_block(both, points, -1)))
-                for points in blocks_of(density.num_points)
-            ]
-            sources = np.concatenate(parts)[: density.num_points]
+            sources = _change_of_sources(
+                self.functional, density.of_spin(spin), change.of_spin(spin)
+            )
             fields.append(np.asarray(self.convolution.apply(sources)))
         return tuple(fields)
 
@@ -136,26 +133,23 @@ def linear_response(
         if convolution is not None:
             _, _, by_fields = energy_and_derivatives(functional, own, fields, own_weights)
             by_sources = derivative_by_sources(by_fields, convolution)
-        parts = [
-            np.asarray(
-                _curvature_of_block(
-                    functional,
-                    opposite,
-                    take_block(own, points, -1),
-                    take_block(fields, points),
-                    take_block(by_sources, points),
-                    take_block(own_weights, points),
-                )
-            )
-            for points in blocks_of(own.num_points)
-        ]
         densities.append(own)
-        curvatures.append(np.concatenate(parts, axis=1)[:, : own.num_points])
+        curvatures.append(_curvature(functional, opposite, own, fields, by_sources, own_weights))
     return LinearResponse(functional, tuple(densities), tuple(curvatures), convolution)
 
 
-@eqx.filter_jit
 def _change_of_sources(
+    functional: LearnedFunctional, density: Density, change: Density
+) -> Float[np.ndarray, "grid source"]:
+    def of_block(points: slice) -> Float[Array, "grid source"]:
+        both = take_block((density, change), points, -1)
+        return _change_of_sources_of_block(functional, *both)
+
+    return by_blocks(of_block, density.num_points)
+
+
+@eqx.filter_jit
+def _change_of_sources_of_block(
     functional: LearnedFunctional, block: Density, change: Density
 ) -> Float[Array, "grid source"]:
     return jax.jvp(functional.sources, (block,), (change,))[1]
@@ -176,6 +170,21 @@ def _response_of_block(
     matrix = curvature[_symmetric(len(rows))]
     by_density, by_moments = _like(variables, jnp.einsum("ijg,jg->ig", matrix, rows))
     return by_density, transpose(by_moments)[0]
+
+
+def _curvature(
+    functional: LearnedFunctional,
+    opposite: bool,
+    density: Density,
+    fields: Fields,
+    by_sources: Sources,
+    weights: Float[np.ndarray, " grid"],
+) -> Float[np.ndarray, "pair grid"]:
+    def of_block(points: slice) -> Float[Array, "pair grid"]:
+        by_point = take_block((fields, by_sources, weights), points)
+        return _curvature_of_block(functional, opposite, take_block(density, points, -1), *by_point)
+
+    return by_blocks(of_block, density.num_points, -1)
 
 
 @eqx.filter_jit
@@ -200,7 +209,7 @@ def _curvature_of_block(
         changed, pulled = _like(variables, rows), by_sources
         if opposite:
             changed = jax.tree.map(_with_opposite, changed, variables)
-            pulled = jax.tree.map(lambda x: x / 2, by_sources * 2)
+            pulled = jax.tree.map(lambda x: x / 2, (*by_sources, *by_sources))
         density, (values, slopes) = changed[0], jnp.moveaxis(changed[1], 1, 0)
         shifts = _exponents(functional, density) - exponents
         features = values + slopes * shifts + moments[:, 2] * shifts**2 / 2

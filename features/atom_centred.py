@@ -209,17 +209,15 @@ class AtomCentredConvolution(eqx.Module):
         self,
         charges: Float[AnyArray, "grid source"],
         by_fields: Float[AnyArray, "grid target"],
+        owner: Int[np.ndarray, " grid"],
         pool: Executor,
     ) -> Float[np.ndarray, "atom xyz"]:
         """Derivative of ``by_fields`` times the fields of charges, as the atoms move (per bohr).
 
-        Points and charges move with their atoms: an atom's fields at its own points stay as they
-        are, and elsewhere they follow the distance.
+        Points and charges move with their atoms, of which ``owner`` is the number: an atom's fields
+        at its own points stay as they are, and elsewhere they follow the distance.
         """
         charges, by_fields = np.asarray(charges), np.asarray(by_fields)
-        owner = np.zeros(len(charges), dtype=int)
-        for index, atom in enumerate(self.atoms):
-            owner[atom.points] = index
 
         def derivative_of(index: int) -> Float[np.ndarray, "atom xyz"]:
             atom = self.atoms[index]

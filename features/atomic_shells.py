@@ -8,6 +8,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
+from cider.features.compiled import add_rows
 from cider.features.spherical import real_spherical_harmonics
 
 PARTITION_POWER = 6
@@ -80,7 +81,7 @@ def partition_of_unity_derivative(
     derivative = np.zeros_like(centers)
     for atom, center in enumerate(centers):
         by_points = factors[atom][:, None] * (coords - center)
-        np.add.at(derivative, owner, by_points)
+        add_rows(derivative, owner, by_points)
         derivative[atom] -= by_points.sum(axis=0)
     return derivative
 

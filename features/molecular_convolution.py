@@ -19,6 +19,7 @@ from cider.features.atomic_shells import (
     partition_of_unity,
     partition_of_unity_derivative,
 )
+from cider.features.compiled import add_rows
 from cider.features.convolution import GaussianConvolution
 from cider.features.nested_grids import (
     NestedGridsConvolution,
@@ -94,10 +95,10 @@ class MolecularConvolution(GaussianConvolution):
         with thread_pool() as pool:
             by_points = self.smooth.derivative_by_points(charges, by_fields, pool)
             derivative = self.sharp.derivative(
-                charges @ self.merge_sources, by_fields @ self.merge_targets, pool
+                charges @ self.merge_sources, by_fields @ self.merge_targets, self.owner, pool
             )
         owned = self.owner >= 0
-        np.add.at(derivative, self.owner[owned], by_points[owned])
+        add_rows(derivative, self.owner[owned], by_points[owned])
         by_log_shares = np.sum(sources * self.transpose(by_fields), axis=1)
         return derivative + partition_of_unity_derivative(
             self.coords[owned], self.owner[owned], self.centers, by_log_shares[owned]

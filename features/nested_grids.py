@@ -18,7 +18,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Int
 
-from cider.conventions import AnyArray, float64
+from cider.conventions import AnyArray
 from cider.features.uniform_grid import UniformGrid, coarsening, grid_gaussians, uniform_grid
 
 _Matrices: TypeAlias = tuple[Float[np.ndarray, "_ _"], ...]
@@ -178,7 +178,6 @@ def _along_each_dimension(
     return along_y @ by_z.reshape(len(along_x), ny, len(along_z))
 
 
-@float64
 def nested_grids_convolution(
     coords: Float[np.ndarray, "grid xyz"],
     reaches: Sequence[Reach],
