@@ -11,7 +11,7 @@ from pyscf.grad.rks import grids_response_cc
 
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.atomic_orbitals import ao_blocks
-from cider.plugins.pyscf.numint import eigenvectors
+from cider.plugins.pyscf.density_matrices import eigenvectors
 
 _DERIVATIVES = ((1, 2, 3), (4, 5, 6), (5, 7, 8), (6, 8, 9))
 """Which components of the orbitals are the gradients of their values and of their gradients."""
@@ -55,8 +55,6 @@ class CiderGradients:
         self, mol: Any, dms: Sequence[Any]
     ) -> tuple[Float[np.ndarray, "spin xyz ao ao"], Float[np.ndarray, "atom xyz"] | None]:
         grids = self.base.grids if self.grids is None else self.grids
-        if grids.coords is None:
-            grids.build(with_non0tab=True)
         max_memory = max(2000, self.max_memory * 0.9 - lib.current_memory()[0])
         integrator, functional = self.base._numint, self.base.xc
         rho, potential = integrator.density_and_potential(mol, grids, functional, dms, max_memory)

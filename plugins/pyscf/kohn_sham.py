@@ -13,12 +13,13 @@ from cider.functional import CiderFunctional
 from cider.learned_functional import LearnedFunctional
 from cider.plugins.pyscf.excitations import excitations_of_learned_functional
 from cider.plugins.pyscf.gradients import with_learned_functional
+from cider.plugins.pyscf.learned_numint import LearnedNumInt
 from cider.plugins.pyscf.libxc import (
     answer_for_density_fitting,
     check_libxc_terms,
     raise_not_yet,
 )
-from cider.plugins.pyscf.numint import CiderNumInt, LearnedNumInt
+from cider.plugins.pyscf.numint import CiderNumInt
 from cider.registry import registered_names
 
 AUXILIARY_BASIS_OF = "PBE"

@@ -1,7 +1,7 @@
 """Energy, electron number and potential matrix of a learned functional in periodic cells."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,68 +12,48 @@ from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
 from cider.features.periodic_grid import periodic_convolution
 from cider.functional import CiderFunctional
+from cider.plugins.pyscf.learned_numint import LearnedNumInt
 from cider.plugins.pyscf.libxc import needs_tau
-from cider.plugins.pyscf.numint import LearnedNumInt
+
+
+class _Settings(NamedTuple):
+    """What PySCF passes on behind the density matrices, in its order."""
+
+    relativity: int = 0
+    hermi: int = 1
+    kpts: Any = None
+    kpts_band: Any = None
+    max_memory: float = 2000
+    verbose: Any = None
 
 
 class LearnedPeriodicNumInt(LearnedNumInt):
     """What integrations at one k-point and at several have in common."""
 
     def nr_rks(
-        self,
-        cell: Any,
-        grids: Any,
-        xc_code: Any,
-        dms: Any,
-        relativity: int = 0,
-        hermi: int = 1,
-        kpts: Any = None,
-        kpts_band: Any = None,
-        max_memory: float = 2000,
-        verbose: Any = None,
+        self, cell: Any, grids: Any, xc_code: Any, dms: Any, *settings: Any, **named: Any
     ) -> tuple[Any, Any, np.ndarray]:
         """Electron number and energy (Ha) per cell, and potential matrix, for closed shells.
 
         Arguments and shapes as in PySCF. Raises ``NotImplementedError`` for what the uniform grids
         of three-dimensional crystals do not cover, ``ValueError`` for a broken density matrix.
         """
-        settings = (relativity, hermi, kpts, kpts_band, max_memory, verbose)
         if not isinstance(xc_code, CiderFunctional):
-            return super().nr_rks(cell, grids, xc_code, dms, *settings)
-        nelec, exc, vmat = self._integrate(
-            cell, grids, xc_code, (dms,), hermi, kpts, kpts_band, max_memory
-        )
+            return super().nr_rks(cell, grids, xc_code, dms, *settings, **named)
+        all_settings = _Settings(*settings, **named)
+        nelec, exc, vmat = self._integrate(cell, grids, xc_code, (dms,), all_settings)
         if len(exc) == 1:
             return nelec[0, 0], exc[0], vmat[0, 0]
         return nelec[0], exc, vmat[0]
 
     def nr_uks(
-        self,
-        cell: Any,
-        grids: Any,
-        xc_code: Any,
-        dms: Any,
-        relativity: int = 0,
-        hermi: int = 1,
-        kpts: Any = None,
-        kpts_band: Any = None,
-        max_memory: float = 2000,
-        verbose: Any = None,
+        self, cell: Any, grids: Any, xc_code: Any, dms: Any, *settings: Any, **named: Any
     ) -> tuple[Any, Any, np.ndarray]:
         """As ``nr_rks``, for a pair of density matrices."""
-        settings = (relativity, hermi, kpts, kpts_band, max_memory, verbose)
         if not isinstance(xc_code, CiderFunctional):
-            return super().nr_uks(cell, grids, xc_code, dms, *settings)
-        nelec, exc, vmat = self._integrate(
-            cell,
-            grids,
-            xc_code,
-            numint._format_uks_dm(dms),
-            hermi,
-            kpts,
-            kpts_band,
-            max_memory,
-        )
+            return super().nr_uks(cell, grids, xc_code, dms, *settings, **named)
+        all_settings, dms = _Settings(*settings, **named), numint._format_uks_dm(dms)
+        nelec, exc, vmat = self._integrate(cell, grids, xc_code, dms, all_settings)
         if len(exc) == 1:
             return nelec[:, 0], exc[0], vmat[:, 0]
         return nelec, exc, vmat
@@ -84,21 +64,18 @@ class LearnedPeriodicNumInt(LearnedNumInt):
         grids: Any,
         functional: CiderFunctional,
         dms: Sequence[Any],
-        hermi: int,
-        kpts: Any,
-        kpts_band: Any,
-        max_memory: float,
+        settings: _Settings,
     ) -> tuple[Float[np.ndarray, "spin set"], Float[np.ndarray, " set"], np.ndarray]:
         """All of the above, with a spin axis in front; ``dms`` has one entry per spin."""
         _require_crystal_grid(cell, grids, functional)
         level = "MGGA" if needs_tau(functional) else "GGA"
-        evaluators = [self._gen_rho_evaluator(cell, dm, hermi, False) for dm in dms]
+        evaluators = [self._gen_rho_evaluator(cell, dm, settings.hermi, False) for dm in dms]
         _, num_sets, nao = evaluators[0]
 
         def blocks() -> Any:
             start = 0
-            loop = self.block_loop(cell, grids, nao, 1, kpts, kpts_band, max_memory)
-            for ao_band, ao, mask, weights, _ in loop:
+            where = settings.kpts, settings.kpts_band, settings.max_memory
+            for ao_band, ao, mask, weights, _ in self.block_loop(cell, grids, nao, 1, *where):
                 yield slice(start, start + len(weights)), ao_band, ao, mask
                 start += len(weights)
 
@@ -113,10 +90,7 @@ class LearnedPeriodicNumInt(LearnedNumInt):
                 "the density contains NaN or infinity: start the SCF from another guess, or check "
                 "what produced its density matrix"
             )
-        potential = np.empty_like(rho)
-        exc = np.empty(num_sets)
-        for i in range(num_sets):
-            exc[i], potential[:, i] = self._energy_and_potential(cell, grids, functional, rho[:, i])
+        exc, potential = self._energies_and_potentials(cell, grids, functional, rho)
 
         vmat: dict[tuple[int, ...], Any] = dict.fromkeys(np.ndindex(rho.shape[:2]), 0)
         for points, ao_band, _, mask in blocks():
@@ -147,17 +121,14 @@ class CiderPeriodicNumInt(LearnedPeriodicNumInt, numint.NumInt):
         grids: Any,
         functional: CiderFunctional,
         dms: Sequence[Any],
-        hermi: int,
-        kpts: Any,
-        kpts_band: Any,
-        max_memory: float,
+        settings: _Settings,
     ) -> tuple[Float[np.ndarray, "spin set"], Float[np.ndarray, " set"], np.ndarray]:
-        if kpts_band is None:
-            return super()._integrate(cell, grids, functional, dms, hermi, kpts, None, max_memory)
-        several = CiderKNumInt()
-        kpts = np.reshape(np.zeros(3) if kpts is None else kpts, (1, 3))
+        if settings.kpts_band is None:
+            return super()._integrate(cell, grids, functional, dms, settings)
+        kpts = np.reshape(np.zeros(3) if settings.kpts is None else settings.kpts, (1, 3))
         dms = [np.reshape(dm, (-1, 1, *np.shape(dm)[-2:])) for dm in dms]
-        return several._integrate(cell, grids, functional, dms, hermi, kpts, kpts_band, max_memory)
+        one_of_several = settings._replace(kpts=kpts)
+        return CiderKNumInt()._integrate(cell, grids, functional, dms, one_of_several)
 
 
 class CiderKNumInt(LearnedPeriodicNumInt, numint.KNumInt):

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from pyscf import lib
-from threadpoolctl import threadpool_limits
 
-from cider.density import Density
 from cider.features.convolution import GaussianConvolution
 from cider.functional import CiderFunctional
+from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
 from cider.plugins.pyscf.libxc import libxc_second_derivative
 from cider.response import LinearResponse
 
@@ -45,7 +43,7 @@ class XCKernel:
         semilocal = self._semilocal_triplet if triplet else self._semilocal
         potential = np.einsum("xaybg,ybg->xag", semilocal, rho)
         learned = self._learned_triplet if triplet else self._learned
-        with threadpool_limits(lib.num_threads(), user_api="blas"):
+        with threads_of_pyscf():
             add_density(potential, learned(density_of(self.functional, rho)))
         return self.factor * potential
 
@@ -68,25 +66,10 @@ class XCKernel:
         return (by_spins[:1, :, :1] - by_spins[:1, :, 1:]) / 2
 
     def _linear_response(self, triplet: bool) -> LinearResponse:
-        with threadpool_limits(lib.num_threads(), user_api="blas"):
+        with threads_of_pyscf():
             return self.functional.learned_response(
                 density_of(self.functional, self.rho),
                 self.weights,
                 self.convolution,
                 triplet=triplet,
             )
-
-
-def density_of(
-    functional: CiderFunctional, rho: Float[np.ndarray, "spin ingredient grid"]
-) -> Density:
-    """What the learned part reads of rho, grad rho and tau."""
-    return Density(rho[:, 0], rho[:, 1:4], rho[:, 4] if functional.needs_tau else None)
-
-
-def add_density(rho: Float[np.ndarray, "spin ingredient grid"], density: Density) -> None:
-    """Add in place what a learned part contributes."""
-    rho[:, 0] += density.rho
-    rho[:, 1:4] += density.grad_rho
-    if density.tau is not None:
-        rho[:, 4] += density.tau
