@@ -1,6 +1,6 @@
 """Functional files: plain arrays and one JSON header in HDF5, safe to read from anyone.
 
-Layout of format version 2::
+Layout of format version 3::
 
     header                  JSON text
     terms/0/transform/...   arrays of float64 of each energy term, as ``schema`` names them
@@ -12,7 +12,8 @@ of features and energy terms), ``provenance`` (how it was trained and how well i
 ``content_sha256`` of all the rest and of every array.
 
 A change of the layout raises ``FORMAT_VERSION``, adds a function to ``_UPGRADES`` and an old file
-to the tests. Version 1 held one term of exchange, and its arrays without ``terms/0/``.
+to the tests. Version 1 held one term of exchange, and its arrays without ``terms/0/``; version 2
+held the ladder of Gaussians too, which is how features are computed, not what they are.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from cider.learned_functional import LearnedFunctional
 from cider.schema import Arrays, Header, arrays_of, build, specification_of
 
 FORMAT = "cider-functional"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 UNITS = "Hartree atomic units"
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -51,7 +52,20 @@ def _terms_of_version_1(header: Header, arrays: Arrays) -> tuple[Header, Arrays]
     return header | {"functional": functional}, moved
 
 
-_UPGRADES: dict[int, Callable[[Header, Arrays], tuple[Header, Arrays]]] = {1: _terms_of_version_1}
+def _features_of_version_2(header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
+    """Without the ladder that the functional was trained with."""
+    functional = header["functional"]
+    nldf = functional["descriptors"]["nldf"]
+    if nldf is not None:
+        nldf = {key: nldf[key] for key in nldf.keys() - {"ladder_ratio", "ladder_origin"}}
+    descriptors = {**functional["descriptors"], "nldf": nldf}
+    return header | {"functional": {**functional, "descriptors": descriptors}}, arrays
+
+
+_UPGRADES: dict[int, Callable[[Header, Arrays], tuple[Header, Arrays]]] = {
+    1: _terms_of_version_1,
+    2: _features_of_version_2,
+}
 """What turns the content of a file of that version into the content of the next one."""
 
 
@@ -192,7 +206,7 @@ def _read(path: Path) -> tuple[Header, Arrays]:
     for step in range(version, FORMAT_VERSION):
         try:
             header, arrays = _UPGRADES[step](header, arrays)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise FunctionalFileError(
                 f"{path}: the specification of the functional is incomplete ({error!r})"
             ) from None

@@ -32,7 +32,6 @@ from cider.additive_spline import AdditiveSpline, UniformKnots, spline_shapes
 from cider.correlation import CorrelationTerm
 from cider.descriptors import Descriptors
 from cider.exchange import ExchangeTerm
-from cider.features import gaussian_ladder
 from cider.features.nldf import Nldf, NldfExponent
 from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import FractionTransform, InputTransform, quadratic_monomials
@@ -144,16 +143,14 @@ def _build_descriptors(specification: Header) -> Descriptors:
 
 
 def _nldf_specification(nldf: Nldf) -> Header:
-    # Floor, ceiling and ladder are constants of the code; the file keeps those it was trained
-    # with, so that other ones are noticed instead of giving other energies.
+    # Floor and ceiling are constants of the code; the file keeps those it was trained with, so
+    # that other ones are noticed instead of giving other energies.
     return {
         "version": "j",
         "source_exponent": _exponent_specification(nldf.source_exponent),
         "exponents": [_exponent_specification(exponent) for exponent in nldf.exponents],
         "floor": NldfExponent.FLOOR,
         "ceiling": NldfExponent.CEILING,
-        "ladder_ratio": gaussian_ladder.RATIO,
-        "ladder_origin": gaussian_ladder.ORIGIN,
     }
 
 

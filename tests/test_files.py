@@ -32,6 +32,14 @@ KINDS = {
 }
 
 
+VERSION_1 = Path(__file__).parent / "files" / "format_version_1.h5"
+VERSION_2 = Path(__file__).parent / "files" / "format_version_2.h5"
+
+
+def _descriptors(header: files.Header) -> files.Header:
+    return header["functional"]["descriptors"]
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "toy.h5"
@@ -175,15 +183,21 @@ def test_foreign_hdf5(tmp_path: Path) -> None:
 
 def test_newer_format_version(path: Path) -> None:
     _rewrite(path, lambda header: header.update(format_version=files.FORMAT_VERSION + 1))
-    with pytest.raises(FunctionalFileError, match=r"reads up to 2; update it"):
+    with pytest.raises(FunctionalFileError, match=r"reads up to 3; update it"):
         load_functional(path)
 
 
 def test_file_of_version_1() -> None:
     """One exchange energy; the file was written by the code that had no other."""
-    path = Path(__file__).parent / "files" / "format_version_1.h5"
-    assert eqx.tree_equal(load_functional(path), toy_exchange("GGA", toy_nldf()))
-    np.testing.assert_array_equal(load_posterior(path)["factor"], [0, 1])
+    assert eqx.tree_equal(load_functional(VERSION_1), toy_exchange("GGA", toy_nldf()))
+    np.testing.assert_array_equal(load_posterior(VERSION_1)["factor"], [0, 1])
+
+
+def test_file_of_version_2() -> None:
+    """The functional is the same whatever ladder the file was made with."""
+    with h5py.File(VERSION_2) as file:
+        assert _descriptors(json.loads(file["header"][()]))["nldf"]["ladder_ratio"] == 1.8
+    assert eqx.tree_equal(load_functional(VERSION_2), toy_exchange("MGGA", toy_nldf()))
 
 
 @pytest.mark.parametrize(
@@ -196,9 +210,16 @@ def test_file_of_version_1() -> None:
     ],
 )
 def test_damaged_file_of_version_1(change, tmp_path: Path) -> None:
-    content = (Path(__file__).parent / "files" / "format_version_1.h5").read_bytes()
-    (tmp_path / "f.h5").write_bytes(content)
+    (tmp_path / "f.h5").write_bytes(VERSION_1.read_bytes())
     _rewrite(tmp_path / "f.h5", lambda header: change(header["functional"]))
+    with pytest.raises(FunctionalFileError):
+        load_functional(tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize("nldf", [[], "none", {}])
+def test_damaged_file_of_version_2(nldf, tmp_path: Path) -> None:
+    (tmp_path / "f.h5").write_bytes(VERSION_2.read_bytes())
+    _rewrite(tmp_path / "f.h5", lambda header: _descriptors(header).update(nldf=nldf))
     with pytest.raises(FunctionalFileError):
         load_functional(tmp_path / "f.h5")
 
@@ -207,8 +228,8 @@ def test_older_format_version_is_upgraded(path: Path, monkeypatch: pytest.Monkey
     def rename(header: files.Header, arrays: files.Arrays) -> tuple[files.Header, files.Arrays]:
         return header | {"functional": header["functional"] | {"name": "upgraded"}}, arrays
 
-    monkeypatch.setattr(files, "FORMAT_VERSION", 3)
-    monkeypatch.setattr(files, "_UPGRADES", {2: rename})
+    monkeypatch.setattr(files, "FORMAT_VERSION", 4)
+    monkeypatch.setattr(files, "_UPGRADES", {3: rename})
     assert load_functional(path).name == "upgraded"
 
 
