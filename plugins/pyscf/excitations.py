@@ -35,6 +35,8 @@ class CiderExcitations:
         frozen = self.frozen if frozen is None else frozen
         if not isinstance(mf.xc, CiderFunctional):
             return super().get_ab(mf, frozen)
+        if hasattr(self, "kshift_lst") or np.iscomplexobj(mf.mo_coeff):
+            raise_not_yet("get_ab of k-points is", mf.xc)
         tda = mf.TDA(frozen)
         apply, differences = tda.gen_vind()
         a = apply(np.eye(len(differences)))

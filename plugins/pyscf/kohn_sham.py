@@ -142,15 +142,6 @@ def _not_yet(feature: str) -> Any:
     return method
 
 
-def _of_molecules(name: str, feature: str) -> Any:
-    def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> Any:
-        _require_molecule(self, feature)
-        return getattr(super(CiderKohnSham, self), name)(*args, **kwargs)
-
-    method.__doc__ = f"As in PySCF, for molecules: {feature} of periodic cells is not available."
-    return method
-
-
 def _require_molecule(mf: Any, feature: str) -> None:
     if _is_periodic(mf):
         raise_not_yet(f"{feature} of periodic cells is", mf.xc)
@@ -158,12 +149,16 @@ def _require_molecule(mf: Any, feature: str) -> None:
 
 def _excitations(name: str) -> Any:
     def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> Any:
-        _require_molecule(self, "time-dependent DFT")
-        make = getattr(super(CiderKohnSham, self), name, None)
+        mf = self
+        if _is_periodic(self):
+            # Without exact exchange this changes nothing but PySCF's mind: it refuses to correct
+            # orbital energies of classes that it does not know for the divergence of exchange.
+            mf = self.copy().set(exxdiv=None)
+        make = getattr(super(CiderKohnSham, mf), name, None)
         if make is None:
             raise NotImplementedError(
-                f"{name} is for closed shells and unrestricted orbitals in PySCF: "
-                f"take mf.to_uks().{name}()"
+                f"PySCF has no {name} of {type(self).__name__}: take another of TDA and TDDFT, or "
+                f"mf.to_uks().{name}() for ROKS, which has none"
             )
         return excitations_of_learned_functional(make(*args, **kwargs))
 
@@ -215,7 +210,10 @@ class CiderKohnSham:
         self, mo_coeff: Any = None, mo_occ: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """As in PySCF, but ROKS has the response of its spin densities, not that of their mean."""
-        _require_molecule(self, "linear response")
+        if super().gen_response is NotImplemented:
+            raise NotImplementedError(
+                "PySCF has no linear response of ROKS in periodic cells: take mf.to_uks()"
+            )
         if isinstance(self, rohf.ROHF):
             mo_coeff = self.mo_coeff if mo_coeff is None else mo_coeff
             mo_occ = self.mo_occ if mo_occ is None else mo_occ
@@ -229,8 +227,6 @@ class CiderKohnSham:
         return with_learned_functional(super().nuc_grad_method())
 
     Gradients = nuc_grad_method
-    newton = _of_molecules("newton", "second-order SCF")
-    stability = _of_molecules("stability", "stability analysis")
     TDA = _excitations("TDA")
     TDDFT = _excitations("TDDFT")
     TDDFTNoHybrid = CasidaTDDFT = _excitations("CasidaTDDFT")

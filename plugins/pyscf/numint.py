@@ -19,7 +19,7 @@ from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.learned_numint import LearnedNumInt, check_density
 from cider.plugins.pyscf.learned_part import density_of, threads_of_pyscf
 from cider.plugins.pyscf.libxc import libxc_energy_density, needs_tau
-from cider.plugins.pyscf.response import XCKernel
+from cider.plugins.pyscf.response import XCKernel, checked_kernel
 
 
 class CiderNumInt(LearnedNumInt, numint.NumInt):
@@ -189,12 +189,7 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         """``fxc``, or that of a density matrix."""
         if fxc is None:
             fxc = self.cache_xc_kernel1(mol, grids, functional, dm0, max_memory=max_memory)[2]
-        if not isinstance(fxc, XCKernel):
-            raise TypeError(
-                f"fxc of {functional} is no function of a point: pass on what cache_xc_kernel "
-                f"returns, not {type(fxc).__name__}"
-            )
-        return fxc
+        return checked_kernel(functional, fxc)
 
     def _integrate(
         self,
@@ -284,17 +279,12 @@ def _change_of_potential(
 ) -> Float[np.ndarray, "spin set ao ao"]:
     """Changes of the potential matrices for changes of the density matrices, some at a time."""
     matrices = checked_matrices(mol, dms)
-    num_spins, num_ingredients, num_points = kernel.rho.shape
-    if len(matrices) != num_spins:
-        raise ValueError(
-            f"the kernel is that of {num_spins} spin densities, and the density matrices are those "
-            f"of {len(matrices)}: give cache_xc_kernel the orbitals of each spin for nr_uks_fxc"
-        )
+    kernel.require_spins(len(matrices))
     vmat = np.empty_like(matrices)
-    together = max(1, int(1e6 * max_memory / (8 * num_spins * num_ingredients * num_points)))
+    together = max(1, int(1e6 * max_memory / (8 * kernel.rho.size)))
     for start in range(0, matrices.shape[1], together):
         part = slice(start, start + together)
-        rho = densities(mol, grids, matrices[:, part], num_ingredients == 5, max_memory)
+        rho = densities(mol, grids, matrices[:, part], kernel.rho.shape[1] == 5, max_memory)
         for i in range(rho.shape[1]):
             rho[:, i] = kernel.potential(rho[:, i], triplet)
         vmat[:, part] = potential_matrices(mol, grids, rho, max_memory)

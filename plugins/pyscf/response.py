@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -30,6 +31,15 @@ class XCKernel:
 
     def __mul__(self, factor: float) -> "XCKernel":
         return dataclasses.replace(self, factor=self.factor * factor)
+
+    def require_spins(self, num_spins: int) -> None:
+        """Raise ``ValueError`` for density matrices of another number of spins."""
+        if num_spins != len(self.rho):
+            raise ValueError(
+                f"the kernel is that of {len(self.rho)} spin densities, and the density matrices "
+                f"are those of {num_spins}: give cache_xc_kernel the orbitals of each spin for "
+                "nr_uks_fxc"
+            )
 
     def potential(
         self, rho: Float[np.ndarray, "spin ingredient grid"], triplet: bool = False
@@ -73,3 +83,13 @@ class XCKernel:
                 self.convolution,
                 triplet=triplet,
             )
+
+
+def checked_kernel(functional: CiderFunctional, fxc: Any) -> XCKernel:
+    """What PySCF hands back as ``fxc``; raises ``TypeError`` for anything else."""
+    if not isinstance(fxc, XCKernel):
+        raise TypeError(
+            f"fxc of {functional} is no function of a point: pass on what cache_xc_kernel "
+            f"returns, not {type(fxc).__name__}"
+        )
+    return fxc
