@@ -102,6 +102,30 @@ def grid_derivative(
     return GridDerivative(by_weights, np.sum(by_centers, axis=0) if by_centers else None)
 
 
+@float64
+def strain_derivative(
+    functional: LearnedFunctional,
+    x_mix: float,
+    density: Density,
+    weights: Float[AnyArray, " grid"],
+    convolution: GaussianConvolution | None = None,
+) -> Float[np.ndarray, "xyz xyz"]:
+    """Derivative of the energy (Ha) times ``x_mix`` by a strain of the crystal.
+
+    Densities at the points, which move with the crystal, are unchanged, and so are the weights:
+    zero without nonlocal features. Raises as ``energy_and_potential``.
+    """
+    total = np.zeros((3, 3))
+    for own, own_weights in independent_densities(functional, x_mix, density, weights):
+        fields = fields_of(functional, own, convolution)
+        _, _, by_fields = energy_and_derivatives(functional, own, fields, own_weights)
+        for spin, by_field in enumerate(by_fields):
+            if by_field is not None and convolution is not None:
+                sources = _sources(functional, own.of_spin(spin))
+                total += convolution.strain_derivative(sources, by_field)
+    return total
+
+
 def independent_densities(
     functional: LearnedFunctional,
     x_mix: float,

@@ -3,12 +3,19 @@
 import os
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Float
 
 from cider.ciderpress_model import load_ciderpress
 from cider.conventions import AnyArray
 from cider.density import Density
-from cider.evaluation import GridDerivative, energy, energy_and_potential, grid_derivative
+from cider.evaluation import (
+    GridDerivative,
+    energy,
+    energy_and_potential,
+    grid_derivative,
+    strain_derivative,
+)
 from cider.features.convolution import GaussianConvolution
 from cider.learned_functional import LearnedFunctional
 from cider.registry import resolve
@@ -164,6 +171,15 @@ class CiderFunctional(eqx.Module):
     ) -> GridDerivative:
         """Derivative of the same energy by the grid: see ``evaluation.grid_derivative``."""
         return grid_derivative(self.learned, self.x_mix, density, weights, convolution)
+
+    def learned_strain_derivative(
+        self,
+        density: Density,
+        weights: Float[AnyArray, " grid"],
+        convolution: GaussianConvolution | None = None,
+    ) -> Float[np.ndarray, "xyz xyz"]:
+        """Derivative of the same energy by strain: see ``evaluation.strain_derivative``."""
+        return strain_derivative(self.learned, self.x_mix, density, weights, convolution)
 
     def learned_response(
         self,

@@ -45,6 +45,17 @@ class GaussianConvolution(eqx.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not know how its points move")
 
+    def strain_derivative(
+        self, sources: Float[AnyArray, "grid source"], by_fields: Float[AnyArray, "grid target"]
+    ) -> Float[np.ndarray, "xyz xyz"]:
+        r"""Derivative of ``by_fields`` times the fields of sources by a strain of the crystal.
+
+        It takes points and lattice vectors from :math:`r_x` to
+        :math:`\sum_y (\delta_{xy} + \epsilon_{xy}) r_y`; sources stay as they are. Raises
+        ``NotImplementedError`` where the map knows no crystal.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not that of a crystal")
+
     def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[AnyArray, "grid target"]:
         """``apply``, differentiable in both modes by way of ``transpose``."""
         return jax.custom_derivatives.linear_call(

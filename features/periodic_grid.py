@@ -7,13 +7,14 @@ r"""The Gaussian convolution of periodic densities, by Fourier transforms on a u
 It is exact for what waves of the grid can represent, images of the cell included.
 """
 
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Complex, Float, Int
 
 from cider.conventions import AnyArray, float64
 from cider.features.convolution import GaussianConvolution
@@ -25,11 +26,11 @@ _BATCH = 64
 class PeriodicConvolution(GaussianConvolution):
     """``GaussianConvolution`` on a uniform grid of a periodic cell; see ``periodic_convolution``.
 
-    ``squares`` are the squared lengths (bohr^-2) of the waves that a real transform keeps.
+    ``waves`` (bohr^-1) are those that a real transform keeps.
     """
 
     mesh: tuple[int, int, int] = eqx.field(static=True)
-    squares: Float[np.ndarray, " wave"]
+    waves: Float[np.ndarray, "wave xyz"]
     source_exponents: Float[np.ndarray, " source"]
     target_exponents: Float[np.ndarray, " target"]
 
@@ -41,6 +42,17 @@ class PeriodicConvolution(GaussianConvolution):
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[Array, "grid source"]:
         return self._convolve(fields, self.target_exponents, self.source_exponents)
 
+    @float64
+    def strain_derivative(
+        self, sources: Float[AnyArray, "grid source"], by_fields: Float[AnyArray, "grid target"]
+    ) -> Float[np.ndarray, "xyz xyz"]:
+        r"""As in ``GaussianConvolution``.
+
+        .. math:: \frac{\partial G^2}{\partial \epsilon_{xy}} = -2 G_x G_y
+        """
+        by_squares = np.asarray(self._derivative_by_squares(sources, by_fields))
+        return -2 * (by_squares * self.waves.T) @ self.waves
+
     @eqx.filter_jit
     def _convolve(
         self,
@@ -49,17 +61,56 @@ class PeriodicConvolution(GaussianConvolution):
         exponents_out: Float[AnyArray, " out"],
     ) -> Float[Array, "grid out"]:
         gamma = jnp.add.outer(jnp.asarray(exponents_out), jnp.asarray(exponents_in))
-        by_column = jnp.asarray(values).T.reshape(-1, *self.mesh)
-        waves = jnp.fft.rfftn(by_column, axes=(1, 2, 3))
 
         def mix(wave: tuple[Array, Array]) -> Array:
             square, amplitudes = wave
-            return ((jnp.pi / gamma) ** 1.5 * jnp.exp(-square / (4 * gamma))) @ amplitudes
+            return _kernel(square, gamma) @ amplitudes
 
-        in_order = jnp.asarray(self.squares), waves.reshape(len(waves), -1).T
+        in_order = self._squares, self._amplitudes(values)
         mixed = jax.lax.map(mix, in_order, batch_size=_BATCH)
-        fields = jnp.fft.irfftn(mixed.T.reshape(-1, *waves.shape[1:]), self.mesh, axes=(1, 2, 3))
+        shape = (-1, *self.mesh[:2], self.mesh[2] // 2 + 1)
+        fields = jnp.fft.irfftn(mixed.T.reshape(shape), self.mesh, axes=(1, 2, 3))
         return fields.reshape(len(fields), -1).T
+
+    @eqx.filter_jit
+    def _derivative_by_squares(
+        self, sources: Float[AnyArray, "grid source"], by_fields: Float[AnyArray, "grid target"]
+    ) -> Float[Array, " wave"]:
+        """Derivative of ``by_fields`` times the fields by the squared length of each wave."""
+        gamma = jnp.add.outer(
+            jnp.asarray(self.target_exponents), jnp.asarray(self.source_exponents)
+        )
+
+        def product(square: Array, amplitudes: Array, by_amplitudes: Array) -> Array:
+            return (by_amplitudes.conj() @ _kernel(square, gamma) @ amplitudes).real
+
+        def slope(wave: tuple[Array, Array, Array]) -> Array:
+            return jax.grad(product)(*wave)
+
+        in_order = self._squares, self._amplitudes(sources), self._amplitudes(by_fields)
+        slopes = jax.lax.map(slope, in_order, batch_size=_BATCH)
+        return self._multiplicities * slopes / math.prod(self.mesh)
+
+    @property
+    def _squares(self) -> Float[Array, " wave"]:
+        return jnp.sum(jnp.asarray(self.waves) ** 2, axis=1)
+
+    @property
+    def _multiplicities(self) -> Float[np.ndarray, " wave"]:
+        """Two for a wave that stands for its opposite, which the transform does not keep."""
+        count = np.arange(self.mesh[2] // 2 + 1)
+        alone = (count == 0) | (2 * count == self.mesh[2])
+        return np.tile(np.where(alone, 1.0, 2.0), self.mesh[0] * self.mesh[1])
+
+    def _amplitudes(self, values: Float[AnyArray, "grid column"]) -> Complex[Array, "wave column"]:
+        by_column = jnp.asarray(values).T.reshape(-1, *self.mesh)
+        waves = jnp.fft.rfftn(by_column, axes=(1, 2, 3))
+        return waves.reshape(len(waves), -1).T
+
+
+def _kernel(square: Float[Array, ""], gamma: Float[Array, "out in"]) -> Float[Array, "out in"]:
+    """The transform of each Gaussian (bohr^3) at a wave of given squared length (bohr^-2)."""
+    return (jnp.pi / gamma) ** 1.5 * jnp.exp(-square / (4 * gamma))
 
 
 def periodic_convolution(
@@ -76,6 +127,4 @@ def periodic_convolution(
     nx, ny, nz = (int(count) for count in mesh)
     counts = np.fft.fftfreq(nx, 1 / nx), np.fft.fftfreq(ny, 1 / ny), np.fft.rfftfreq(nz, 1 / nz)
     waves = np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1).reshape(-1, 3) @ reciprocal
-    return PeriodicConvolution(
-        (nx, ny, nz), np.sum(waves**2, axis=1), source_exponents, target_exponents
-    )
+    return PeriodicConvolution((nx, ny, nz), waves, source_exponents, target_exponents)

@@ -62,3 +62,23 @@ def test_translation(convolution):
     fields = np.asarray(convolution.apply(charges.reshape(-1, 3))).reshape(*MESH, 2)
     expected = np.roll(fields, (3, -4, 7), axis=(0, 1, 2)).reshape(-1, 2)
     np.testing.assert_allclose(convolution.apply(moved), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mesh", [MESH, (7, 6, 8)], ids=str)
+def test_strain(x64, mesh):
+    """Against finite differences, of sources that keep no symmetry between opposite waves."""
+    rng = np.random.default_rng(0)
+    charges, by_fields = (rng.normal(size=(np.prod(mesh), n)) for n in (3, 2))
+    direction = rng.normal(size=(3, 3))
+
+    def product(step):
+        lattice = LATTICE @ (np.eye(3) + step * direction).T
+        strained = periodic_convolution(lattice, mesh, SOURCE_EXPONENTS, TARGET_EXPONENTS)
+        return np.sum(np.asarray(strained.apply(charges)) * by_fields)
+
+    h = 1e-4
+    numeric = (8 * (product(h) - product(-h)) - (product(2 * h) - product(-2 * h))) / (12 * h)
+    unstrained = periodic_convolution(LATTICE, mesh, SOURCE_EXPONENTS, TARGET_EXPONENTS)
+    analytic = unstrained.strain_derivative(charges, by_fields)
+    np.testing.assert_allclose(analytic, analytic.T, rtol=1e-12)
+    assert np.sum(analytic * direction) == pytest.approx(numeric, rel=1e-8)

@@ -142,11 +142,6 @@ def _not_yet(feature: str) -> Any:
     return method
 
 
-def _require_molecule(mf: Any, feature: str) -> None:
-    if _is_periodic(mf):
-        raise_not_yet(f"{feature} of periodic cells is", mf.xc)
-
-
 def _excitations(name: str) -> Any:
     def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> Any:
         mf = self
@@ -222,8 +217,11 @@ class CiderKohnSham:
         return super().gen_response(mo_coeff, mo_occ, *args, **kwargs)
 
     def nuc_grad_method(self) -> Any:
-        """As in PySCF, with ``CiderGradients`` in front."""
-        _require_molecule(self, "nuclear gradients")
+        """As in PySCF, with ``CiderGradients`` or ``CiderPeriodicGradients`` in front."""
+        if _is_periodic(self):
+            from cider.plugins.pyscf.periodic_gradients import gradients_of_cell
+
+            return gradients_of_cell(self)
         return with_learned_functional(super().nuc_grad_method())
 
     Gradients = nuc_grad_method

@@ -222,6 +222,20 @@ class LearnedPeriodicNumInt(LearnedNumInt):
         vmat = potential_matrices(self, cell, grids, potential, settings)
         return rho[:, :, 0] @ grids.weights, exc, vmat
 
+    def potential(
+        self,
+        cell: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        dms: Sequence[Any],
+        kpts: Any,
+        max_memory: float,
+    ) -> Float[np.ndarray, "spin ingredient grid"]:
+        """Derivative of the energy by rho, grad rho and tau at each point; raises as ``nr_rks``."""
+        where = Settings(kpts=kpts, max_memory=max_memory)
+        rho = self._real_densities(cell, grids, functional, dms, where)[:, 0]
+        return self._energy_and_potential(cell, grids, functional, rho)[1]
+
     def _real_densities(
         self,
         cell: Any,

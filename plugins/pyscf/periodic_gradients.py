@@ -1,0 +1,155 @@
+"""Forces and stress of learned functionals in periodic cells of PySCF."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Inexact
+from pyscf import lib
+from pyscf.grad import rks
+from pyscf.pbc.df import FFTDF
+from pyscf.pbc.dft.krks import KRKS
+from pyscf.pbc.dft.kuks import KUKS
+from pyscf.pbc.grad import krks as krks_gradients
+from pyscf.pbc.grad import kuks as kuks_gradients
+
+from cider.functional import CiderFunctional
+from cider.plugins.pyscf.learned_part import density_of, threads_of_pyscf
+from cider.plugins.pyscf.periodic import CiderKNumInt
+
+
+def gradients_of_cell(mf: Any) -> "CiderPeriodicGradients":
+    """PySCF's gradients of a crystal, once they know what to do with its functional.
+
+    Raises ``NotImplementedError`` for Kohn-Sham classes that PySCF itself has none of.
+    """
+    kinds = {KRKS: krks_gradients.Gradients, KUKS: kuks_gradients.Gradients}
+    for kind, make in kinds.items():
+        if isinstance(mf, kind):
+            gradients = make(mf)
+            lib.set_class(gradients, (CiderPeriodicGradients, make))
+            return gradients
+    raise NotImplementedError(
+        f"PySCF has forces and stress of KRKS and KUKS, not of {type(mf).__name__}: for one "
+        "k-point, KRKS(cell, kpts=cell.make_kpts([1, 1, 1])) or KUKS gives the same energy"
+    )
+
+
+class CiderPeriodicGradients:
+    """In front of a gradients class of PySCF's crystals: the part of a learned functional.
+
+    Uniform grids do not move with the atoms, so that forces are the derivative of the energy.
+    """
+
+    __name_mixin__ = "Cider"
+
+    def get_veff(self, dm: Any = None, kpts: Any = None) -> np.ndarray:
+        """Coulomb, exchange and correlation potential of the gradients (Ha/bohr), as in PySCF."""
+        if not isinstance(self.base.xc, CiderFunctional):
+            return super().get_veff(dm, kpts)
+        if self.grid_response:
+            raise NotImplementedError(
+                "grid_response: uniform grids do not respond to atoms; leave it False"
+            )
+        dm = self.base.make_rdm1() if dm is None else dm
+        kpts = self.kpts if kpts is None else kpts
+        closed = dm.ndim == 3
+        vxc = self._exchange_correlation((dm,) if closed else tuple(dm), kpts)
+        coulomb = self.get_j(dm, kpts)
+        return vxc[:, 0] + coulomb if closed else vxc + coulomb.sum(axis=1, keepdims=True)
+
+    def _exchange_correlation(
+        self, dms: tuple[Any, ...], kpts: np.ndarray
+    ) -> Inexact[np.ndarray, "xyz spin kpt ao ao"]:
+        grids = self.base.grids if self.grids is None else self.grids
+        max_memory = max(2000, self.max_memory * 0.9 - lib.current_memory()[0])
+        integrator = self.base._numint
+        where = self.cell, grids
+        potential = integrator.potential(*where, self.base.xc, dms, kpts, max_memory)
+        return gradient_matrices(integrator, *where, potential, kpts, max_memory)
+
+    def get_stress(self) -> Float[np.ndarray, "xyz xyz"]:
+        """Derivative of the energy by strain, per volume (Ha/bohr^3), as in PySCF.
+
+        Raises ``NotImplementedError`` for fitted densities, of which PySCF has none.
+        """
+        if not isinstance(self.base.xc, CiderFunctional):
+            return super().get_stress()
+        if not isinstance(self.base.with_df, FFTDF):
+            raise NotImplementedError(
+                f"PySCF has no stress with {type(self.base.with_df).__name__}: take FFTDF, its "
+                "default, without density_fit()"
+            )
+        integrator = _WholeGridNumInt(
+            self.cell, self.base.grids if self.grids is None else self.grids
+        )
+        plain = self.copy()
+        plain.base = self.base.copy()
+        plain.base.__dict__["_numint"] = integrator
+        return super(CiderPeriodicGradients, plain).get_stress() + (
+            integrator.by_waves / self.cell.vol
+        )
+
+
+class _WholeGridNumInt(CiderKNumInt):
+    """Evaluates a functional where PySCF's stress does: with the density of the whole grid.
+
+    ``by_waves`` is then the derivative (Ha) of its energy by the strain of what convolves the
+    sources of nonlocal features; PySCF knows all else that strain changes.
+    """
+
+    by_waves: Float[np.ndarray, "xyz xyz"]
+
+    def __init__(self, cell: Any, grids: Any):
+        super().__init__()
+        self._cell = cell
+        self._grids = grids
+
+    def eval_xc_eff(
+        self, xc_code: Any, rho: Any, *_: Any, **__: Any
+    ) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, "*spin ingredient grid"]]:
+        """Energy (Ha) per electron, alike everywhere, and the potential at each point."""
+        weights = self._grids.weights
+        by_spin = np.reshape(rho, (-1, *np.shape(rho)[-2:]))
+        where = self._cell, self._grids, xc_code
+        energy, potential = self._energy_and_potential(*where, by_spin)
+        convolution = self._convolution_for(*where)
+        with threads_of_pyscf():
+            self.by_waves = xc_code.learned_strain_derivative(
+                density_of(xc_code, by_spin), weights, convolution
+            )
+        eps_xc = energy / np.sum(by_spin[:, 0] @ weights)
+        return np.full(len(weights), eps_xc), (potential / weights).reshape(np.shape(rho))
+
+
+def gradient_matrices(
+    integrator: Any,
+    cell: Any,
+    grids: Any,
+    potential: Float[np.ndarray, "spin ingredient grid"],
+    kpts: np.ndarray,
+    max_memory: float,
+) -> Inexact[np.ndarray, "xyz spin kpt ao ao"]:
+    """What orbitals that move with their atoms do to the energy, points fixed (Ha/bohr)."""
+    total: Any = 0
+    start = 0
+    for ao, _, mask, weights, _ in integrator.block_loop(
+        cell, grids, cell.nao, 2, kpts, None, max_memory
+    ):
+        own = potential[..., start : start + len(weights)]
+        total = total + np.stack(
+            [[_gradient_matrix(cell, at_k, v, mask) for at_k in ao] for v in own]
+        )
+        start += len(weights)
+    return -np.moveaxis(total, 2, 0)
+
+
+def _gradient_matrix(
+    cell: Any, ao: np.ndarray, v: Float[np.ndarray, "ingredient grid"], mask: Any
+) -> Inexact[np.ndarray, "xyz ao ao"]:
+    """Of the orbitals of one k-point and the points of one block."""
+    matrix = np.zeros((3, cell.nao, cell.nao), ao.dtype)
+    half = v * np.array([[0.5], [1], [1], [1], [0.5]])[: len(v)]
+    rks._gga_grad_sum_(matrix, cell, ao, half[:4], mask, cell.ao_loc)
+    if len(v) == 5:
+        rks._tau_grad_dot_(matrix, cell, ao, half[4], mask, cell.ao_loc, True)
+    return matrix
