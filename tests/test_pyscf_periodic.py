@@ -70,6 +70,32 @@ def test_bands(cell, method):
     np.testing.assert_allclose(*bands, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", [dft.KRKS, dft.KUKS])
+def test_irreducible_k_points(method):
+    """Of a cubic crystal; they give the energy of all."""
+    helium = gto.M(
+        a=4.0 * np.eye(3),
+        atom="He 0 0 0",
+        basis="gth-szv",
+        pseudo="gth-pade",
+        unit="bohr",
+        mesh=[12] * 3,
+        space_group_symmetry=True,
+        verbose=0,
+    )
+    symmetries = {"space_group_symmetry": True, "time_reversal_symmetry": True}
+    kpts = helium.make_kpts([3, 1, 1], **symmetries)
+    assert kpts.nkpts_ibz < kpts.nkpts
+    some = solve(method(helium, kpts=kpts), NONLOCAL)
+    expected = solve(method(helium, kpts=kpts.kpts), NONLOCAL)
+    assert some.e_tot == pytest.approx(expected.e_tot, abs=1e-9)
+    for feature in (some.gen_response, some.nuc_grad_method):
+        with pytest.raises(NotImplementedError, match="to_khf"):
+            feature()
+    change = np.zeros_like(expected.make_rdm1())
+    assert some.to_khf().gen_response()(change).shape == change.shape
+
+
 @pytest.mark.parametrize("functional", [SEMILOCAL, NONLOCAL, SHIPPED], ids=str)
 def test_supercell_equals_mesh_of_k_points(cell, functional):
     by_k = solve(two_k_points(dft.KRKS, cell), functional)
@@ -162,13 +188,11 @@ def test_what_is_not_available(cell):
     )
     with pytest.raises(NotImplementedError, match="three dimensions, not in 2"):
         dft.RKS(slab, xc=NONLOCAL).kernel()
-    for method, kwargs in (
-        (dft.KRKS, {"kpts": cell.make_kpts([2, 1, 1], time_reversal_symmetry=True)}),
-        (dft.KGKS, {}),
-        (dft.GKS, {}),
-    ):
+    for method in (dft.KGKS, dft.GKS):
         with pytest.raises(NotImplementedError, match="RKS, UKS and ROKS"):
-            method(cell, xc=NONLOCAL, **kwargs)
+            method(cell, xc=NONLOCAL)
+    with pytest.raises(NotImplementedError, match="KRKSpU"):
+        dft.KRKSpU(cell, kpts=cell.make_kpts([2, 1, 1]), xc=NONLOCAL)
     mf = dft.RKS(cell, xc=NONLOCAL)
     with pytest.raises(NotImplementedError, match="not available yet"):
         mf.multigrid_numint()

@@ -108,19 +108,19 @@ def _supported_classes(mf: Any) -> tuple[type, ...]:
         return rks.RKS, uks.UKS, roks.ROKS, rks_symm.RKS, rks_symm.ROKS, uks_symm.UKS
     from pyscf.pbc.dft import (
         krks,
-        krks_ksymm,
         krkspu,
+        krkspu_ksymm,
         kroks,
         kuks,
-        kuks_ksymm,
         kukspu,
+        kukspu_ksymm,
         rks,
         roks,
         uks,
     )
 
-    others = (krks_ksymm.KRKS, kuks_ksymm.KUKS, krkspu.KRKSpU, kukspu.KUKSpU)
-    if isinstance(mf, others):
+    restricted = krkspu.KRKSpU, krkspu_ksymm.KRKSpU
+    if isinstance(mf, (*restricted, kukspu.KUKSpU, kukspu_ksymm.KUKSpU)):
         return ()
     return rks.RKS, uks.UKS, roks.ROKS, krks.KRKS, kuks.KUKS, kroks.KROKS
 
@@ -209,6 +209,10 @@ class CiderKohnSham:
             raise NotImplementedError(
                 "PySCF has no linear response of ROKS in periodic cells: take mf.to_uks()"
             )
+        if _is_periodic(self):
+            from cider.plugins.pyscf.periodic import require_all_k_points
+
+            require_all_k_points(self, "linear response")
         if isinstance(self, rohf.ROHF):
             mo_coeff = self.mo_coeff if mo_coeff is None else mo_coeff
             mo_occ = self.mo_occ if mo_occ is None else mo_occ

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Inexact
 from pyscf.pbc.dft import numint
 from pyscf.pbc.dft.gen_grid import UniformGrids
+from pyscf.pbc.lib.kpts import KPoints
 
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
@@ -307,9 +308,25 @@ class CiderPeriodicNumInt(LearnedPeriodicNumInt, numint.NumInt):
 
 
 class CiderKNumInt(LearnedPeriodicNumInt, numint.KNumInt):
-    """PySCF's integration at several k-points, also of a ``CiderFunctional``."""
+    """PySCF's integration at several k-points, also of a ``CiderFunctional``.
+
+    Where symmetry leaves some of them, density matrices are those of the irreducible ones.
+    """
 
     _matrix_ndim = 3
+
+    def _integrate(
+        self,
+        cell: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        dms: Sequence[Any],
+        settings: Settings,
+    ) -> tuple[Float[np.ndarray, "spin set"], Float[np.ndarray, " set"], np.ndarray]:
+        if isinstance(settings.kpts, KPoints):
+            dms = [settings.kpts.transform_dm(dm) for dm in dms]
+            settings = settings._replace(kpts=settings.kpts.kpts)
+        return super()._integrate(cell, grids, functional, dms, settings)
 
 
 def _read(
@@ -348,4 +365,13 @@ def _require_crystal_grid(cell: Any, grids: Any, functional: CiderFunctional) ->
         raise NotImplementedError(
             f"{functional} has nonlocal features, which are periodic in three dimensions, not in "
             f"{cell.dimension}: put the molecule or slab into a cell of dimension 3 with vacuum"
+        )
+
+
+def require_all_k_points(mf: Any, feature: str) -> None:
+    """Raise ``NotImplementedError`` where symmetry leaves some of the k-points out."""
+    if isinstance(mf.kpts, KPoints):
+        raise NotImplementedError(
+            f"{feature} of irreducible k-points is not available with {mf.xc}: take mf.to_khf(), "
+            "which has all k-points"
         )

@@ -14,7 +14,7 @@ from pyscf.pbc.grad import kuks as kuks_gradients
 
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_part import density_of, threads_of_pyscf
-from cider.plugins.pyscf.periodic import CiderKNumInt
+from cider.plugins.pyscf.periodic import CiderKNumInt, require_all_k_points
 
 
 def gradients_of_cell(mf: Any) -> "CiderPeriodicGradients":
@@ -22,6 +22,7 @@ def gradients_of_cell(mf: Any) -> "CiderPeriodicGradients":
 
     Raises ``NotImplementedError`` for Kohn-Sham classes that PySCF itself has none of.
     """
+    require_all_k_points(mf, "the gradient")
     kinds = {KRKS: krks_gradients.Gradients, KUKS: kuks_gradients.Gradients}
     for kind, make in kinds.items():
         if isinstance(mf, kind):
