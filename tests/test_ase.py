@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
-from ase.calculators.calculator import SCFError
+from ase.calculators.calculator import PropertyNotImplementedError, SCFError
 from ase.optimize import BFGS
 from ase.units import Hartree
 from pyscf import dft, gto
@@ -55,6 +55,41 @@ def test_optimisation():
     assert lengths[0] == pytest.approx(lengths[1], abs=1e-4)
 
 
+CRYSTAL = {"basis": "gth-szv", "pseudo": "gth-pade", "mesh": [14] * 3, "kpts": (2, 1, 1)}
+
+
+def test_crystal():
+    """Forces and stress are the derivatives of the energy, in the units of ASE."""
+    atoms = Atoms("H2", [[0, 0, 0], [0.1, 0.05, 0.75]], cell=[2.2, 2.1, 2.3], pbc=True)
+    atoms.calc = Cider(FUNCTIONAL, **CRYSTAL)
+
+    def energy(displacement=0.0, expansion=0.0):
+        changed = atoms.copy()
+        changed.positions[1, 2] += displacement
+        changed.set_cell((1 + expansion) * atoms.cell, scale_atoms=True)
+        changed.calc = Cider(FUNCTIONAL, **CRYSTAL)
+        return changed.get_potential_energy()
+
+    step = 1e-3
+    slope = (energy(step) - energy(-step)) / (2 * step)
+    assert atoms.get_forces()[1, 2] == pytest.approx(-slope, abs=1e-4)
+    slope = (energy(expansion=step) - energy(expansion=-step)) / (2 * step)
+    stress = atoms.get_stress()
+    assert atoms.get_volume() * stress[:3].sum() == pytest.approx(slope, abs=1e-3)
+    atoms.positions[1, 2] += step  # from the orbitals of before
+    assert atoms.get_potential_energy() == pytest.approx(energy(step), abs=1e-6)
+
+
+def test_unpaired_electrons_are_those_of_one_cell():
+    """Whatever the number of k-points, which a large cell does not need."""
+    energies = []
+    for kpts in ((1, 1, 1), (2, 1, 1)):
+        atoms = Atoms("H", cell=[5, 5, 5], pbc=True, magmoms=[1])
+        atoms.calc = Cider(FUNCTIONAL, **{**CRYSTAL, "mesh": [36] * 3, "kpts": kpts})
+        energies.append(atoms.get_potential_energy())
+    assert energies[0] == pytest.approx(energies[1], abs=0.02)
+
+
 def test_another_molecule_starts_anew():
     calculator = Cider(FUNCTIONAL, **SETTINGS)
     energies = [
@@ -66,10 +101,17 @@ def test_another_molecule_starts_anew():
 def test_what_it_cannot_do():
     with pytest.raises(NotImplementedError, match="host='gpaw'"):
         Cider(FUNCTIONAL, host="gpaw")
-    with pytest.raises(NotImplementedError, match="H2O is periodic"):
-        atoms = molecule("H2O", vacuum=3, pbc=True)
-        atoms.calc = Cider(FUNCTIONAL, **SETTINGS)
-        atoms.get_potential_energy()
+    for pbc, settings, error, message in (
+        (True, {}, ValueError, "H2O is periodic: give pseudo"),
+        (True, {"density_fit": True}, NotImplementedError, "density fitting"),
+        ([True, True, False], {}, NotImplementedError, "H2O is periodic in some directions"),
+    ):
+        atoms = molecule("H2O", vacuum=3, pbc=pbc)
+        atoms.calc = Cider(FUNCTIONAL, **settings)
+        with pytest.raises(error, match=message):
+            atoms.get_potential_energy()
+    with pytest.raises(PropertyNotImplementedError, match="no stress"):
+        molecule("H2O", calculator=Cider(FUNCTIONAL)).get_stress()
 
 
 def test_no_convergence(monkeypatch):
