@@ -7,7 +7,7 @@ stands the linear map of the grid, which is differentiated by its transpose:
           \\bar F \\to \\bar\\theta = K^T \\bar F \\to \\bar\\rho
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -34,13 +34,13 @@ def energy(
     convolution: GaussianConvolution | None = None,
 ) -> float:
     """Energy (Ha) times ``x_mix``; raises as ``energy_and_potential``."""
-    total = 0.0
-    for own, own_weights in independent_densities(functional, x_mix, density, weights):
+    total, weights = 0.0, np.asarray(weights)
+    for own, fraction in independent_densities(functional, x_mix, density):
         fields = fields_of(functional, own, convolution)
         for points in blocks_of(own.num_points):
             variables = take_block(own, points, -1), take_block(fields, points)
-            block_weights = take_block(own_weights, points)
-            total += float(_energy_of_block(variables, functional, block_weights))
+            block_weights = take_block(fraction * weights, points)
+            total += float(_energy_of_block(block_weights, *variables, functional))
     return total
 
 
@@ -58,15 +58,16 @@ def energy_and_potential(
     nonlocal features of all points say of each. Raises ``ValueError`` where a nonlocal functional
     gets no convolution, or a meta-GGA one no tau.
     """
-    total = 0.0
+    total, weights = 0.0, np.asarray(weights)
     potentials = []
-    for own, own_weights in independent_densities(functional, x_mix, density, weights):
+    for own, fraction in independent_densities(functional, x_mix, density):
         fields = fields_of(functional, own, convolution)
-        part, by_own, by_fields = energy_and_derivatives(functional, own, fields, own_weights)
+        derivatives = pointwise_derivatives(functional, own, fields, fraction * weights)
+        energy_density, by_own, by_fields = derivatives
         add_by_sources(by_own, functional, own, derivative_by_sources(by_fields, convolution))
-        total += part
+        total += fraction * float(weights @ energy_density)
         potentials.append(by_own)
-    return total, jax.tree.map(lambda *x: density.num_spins * np.concatenate(x), *potentials)
+    return total, _of_all_spins(potentials)
 
 
 class GridDerivative(NamedTuple):
@@ -79,27 +80,37 @@ class GridDerivative(NamedTuple):
 
 
 @float64
-def grid_derivative(
+def potential_and_grid_derivative(
     functional: LearnedFunctional,
     x_mix: float,
     density: Density,
     weights: Float[AnyArray, " grid"],
     convolution: GaussianConvolution | None = None,
-) -> GridDerivative:
-    """Derivative of the energy times ``x_mix`` by the grid; raises as ``energy_and_potential``."""
+) -> tuple[Density, GridDerivative]:
+    """The potential as in ``energy_and_potential``, and the other derivatives of the energy."""
     weights = np.asarray(weights)
+    potentials, by_centers = [], []
     by_weights = np.zeros_like(weights)
-    by_centers: list[Float[np.ndarray, "atom xyz"]] = []
-    everywhere = np.ones_like(weights)
-    for own, fraction in independent_densities(functional, x_mix, density, everywhere):
+    for own, fraction in independent_densities(functional, x_mix, density):
         fields = fields_of(functional, own, convolution)
-        by_weights += fraction * _energy_density(functional, own, fields)
-        _, _, by_fields = energy_and_derivatives(functional, own, fields, fraction * weights)
-        for spin, by_field in enumerate(by_fields):
-            if by_field is not None and convolution is not None:
+        derivatives = pointwise_derivatives(functional, own, fields, fraction * weights)
+        energy_density, by_own, by_fields = derivatives
+        by_sources = derivative_by_sources(by_fields, convolution)
+        add_by_sources(by_own, functional, own, by_sources)
+        potentials.append(by_own)
+        by_weights += fraction * energy_density
+        for spin, (by_field, by_source) in enumerate(zip(by_fields, by_sources, strict=True)):
+            if convolution is not None and by_field is not None and by_source is not None:
                 sources = _sources(functional, own.of_spin(spin))
-                by_centers.append(convolution.derivative(sources, by_field))
-    return GridDerivative(by_weights, np.sum(by_centers, axis=0) if by_centers else None)
+                by_centers.append(convolution.derivative(sources, by_field, by_source))
+    centers = np.sum(by_centers, axis=0) if by_centers else None
+    return _of_all_spins(potentials), GridDerivative(by_weights, centers)
+
+
+def _of_all_spins(potentials: Sequence[Density]) -> Density:
+    """By the densities, from the derivatives by the spin-scaled densities of some spins each."""
+    num_spins = sum(potential.num_spins for potential in potentials)
+    return jax.tree.map(lambda *x: num_spins * np.concatenate(x), *potentials)
 
 
 @float64
@@ -115,10 +126,10 @@ def strain_derivative(
     Densities at the points, which move with the crystal, are unchanged, and so are the weights:
     zero without nonlocal features. Raises as ``energy_and_potential``.
     """
-    total = np.zeros((3, 3))
-    for own, own_weights in independent_densities(functional, x_mix, density, weights):
+    total, weights = np.zeros((3, 3)), np.asarray(weights)
+    for own, fraction in independent_densities(functional, x_mix, density):
         fields = fields_of(functional, own, convolution)
-        _, _, by_fields = energy_and_derivatives(functional, own, fields, own_weights)
+        _, _, by_fields = pointwise_derivatives(functional, own, fields, fraction * weights)
         for spin, by_field in enumerate(by_fields):
             if by_field is not None and convolution is not None:
                 sources = _sources(functional, own.of_spin(spin))
@@ -127,22 +138,16 @@ def strain_derivative(
 
 
 def independent_densities(
-    functional: LearnedFunctional,
-    x_mix: float,
-    density: Density,
-    weights: Float[AnyArray, " grid"],
-) -> Iterator[tuple[Density, Float[np.ndarray, " grid"]]]:
-    """The spin-scaled densities whose energies add up, with the weights that they have in the sum.
+    functional: LearnedFunctional, x_mix: float, density: Density
+) -> Iterator[tuple[Density, float]]:
+    """The spin-scaled densities whose energies add up, with the fraction that each has in the sum.
 
     All spins are in one, but for exchange each is alone, which takes less memory.
     """
     scaled = jax.tree.map(np.asarray, density.spin_scaled())
     size = scaled.num_spins if functional.has_correlation else 1
     for spin in range(0, scaled.num_spins, size):
-        yield (
-            scaled.of_spins(slice(spin, spin + size)),
-            x_mix * size / scaled.num_spins * np.asarray(weights),
-        )
+        yield scaled.of_spins(slice(spin, spin + size)), x_mix * size / scaled.num_spins
 
 
 def fields_of(
@@ -170,53 +175,38 @@ def _sources_of_block(functional: LearnedFunctional, block: Density) -> Float[Ar
     return functional.sources(block)
 
 
-def _energy_density(
-    functional: LearnedFunctional, scaled: Density, fields: Fields
-) -> Float[np.ndarray, " grid"]:
-    def of_block(points: slice) -> Float[Array, " grid"]:
-        variables = take_block(scaled, points, -1), take_block(fields, points)
-        return _energy_density_of_block(functional, *variables)
-
-    return by_blocks(of_block, scaled.num_points)
-
-
-@eqx.filter_jit
-def _energy_density_of_block(
-    functional: LearnedFunctional, block: Density, fields: Fields
-) -> Float[Array, " grid"]:
-    return functional.energy_density(block, fields)
-
-
-def energy_and_derivatives(
+def pointwise_derivatives(
     functional: LearnedFunctional,
     scaled: Density,
     fields: Fields,
     weights: Float[np.ndarray, " grid"],
-) -> tuple[float, Density, Fields]:
-    """Energy (Ha), and its derivatives by the density at fixed fields and by the fields."""
-    total = 0.0
-    by_density, by_fields = jax.tree.map(np.zeros_like, (scaled, fields))
+) -> tuple[Float[np.ndarray, " grid"], Density, Fields]:
+    """Derivatives of the energy by the weights, by the density at fixed fields and by the fields.
+
+    The first is the energy density (Ha/bohr^3).
+    """
+    totals = jax.tree.map(np.zeros_like, (weights, scaled, fields))
+    energy_density, by_density, by_fields = totals
     for points in blocks_of(scaled.num_points):
-        variables = take_block(scaled, points, -1), take_block(fields, points)
-        part, (by_block, by_fields_of_block) = _energy_and_derivatives(
-            variables, functional, take_block(weights, points)
-        )
-        total += float(part)
-        add_block(by_density, points, by_block, -1)
-        add_block(by_fields, points, by_fields_of_block)
-    return total, by_density, by_fields
+        block = take_block(scaled, points, -1), take_block(fields, points)
+        by_block = _derivatives_of_block(take_block(weights, points), *block, functional)
+        add_block(energy_density, points, by_block[0])
+        add_block(by_density, points, by_block[1], -1)
+        add_block(by_fields, points, by_block[2])
+    return totals
 
 
 def _energy(
-    variables: tuple[Density, Fields],
-    functional: LearnedFunctional,
     weights: Float[AnyArray, " grid"],
+    scaled: Density,
+    fields: Fields,
+    functional: LearnedFunctional,
 ) -> Float[Array, ""]:
-    return (weights * functional.energy_density(*variables)).sum()
+    return (weights * functional.energy_density(scaled, fields)).sum()
 
 
 _energy_of_block = eqx.filter_jit(_energy)
-_energy_and_derivatives = eqx.filter_jit(eqx.filter_value_and_grad(_energy))
+_derivatives_of_block = eqx.filter_jit(jax.grad(_energy, argnums=(0, 1, 2)))
 
 
 def derivative_by_sources(by_fields: Fields, convolution: GaussianConvolution | None) -> Sources:

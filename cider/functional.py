@@ -13,7 +13,7 @@ from cider.evaluation import (
     GridDerivative,
     energy,
     energy_and_potential,
-    grid_derivative,
+    potential_and_grid_derivative,
     strain_derivative,
 )
 from cider.features.convolution import GaussianConvolution
@@ -163,14 +163,16 @@ class CiderFunctional(eqx.Module):
         """The same, and its derivative: see ``evaluation.energy_and_potential``."""
         return energy_and_potential(self.learned, self.x_mix, density, weights, convolution)
 
-    def learned_grid_derivative(
+    def learned_potential_and_grid_derivative(
         self,
         density: Density,
         weights: Float[AnyArray, " grid"],
         convolution: GaussianConvolution | None = None,
-    ) -> GridDerivative:
-        """Derivative of the same energy by the grid: see ``evaluation.grid_derivative``."""
-        return grid_derivative(self.learned, self.x_mix, density, weights, convolution)
+    ) -> tuple[Density, GridDerivative]:
+        """All first derivatives: see ``evaluation.potential_and_grid_derivative``."""
+        return potential_and_grid_derivative(
+            self.learned, self.x_mix, density, weights, convolution
+        )
 
     def learned_strain_derivative(
         self,

@@ -39,9 +39,9 @@ from cider.evaluation import (
     Sources,
     add_by_sources,
     derivative_by_sources,
-    energy_and_derivatives,
     fields_of,
     independent_densities,
+    pointwise_derivatives,
 )
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
@@ -127,11 +127,12 @@ def linear_response(
         raise ValueError("triplets are changes of a closed shell: the density has two spins")
     opposite = triplet and functional.has_correlation
     densities, curvatures = [], []
-    for own, own_weights in independent_densities(functional, x_mix, density, weights):
+    for own, fraction in independent_densities(functional, x_mix, density):
+        own_weights = fraction * np.asarray(weights)
         fields = fields_of(functional, own, convolution)
         by_sources: Sources = (None,) * own.num_spins
         if convolution is not None:
-            _, _, by_fields = energy_and_derivatives(functional, own, fields, own_weights)
+            _, _, by_fields = pointwise_derivatives(functional, own, fields, own_weights)
             by_sources = derivative_by_sources(by_fields, convolution)
         densities.append(own)
         curvatures.append(_curvature(functional, opposite, own, fields, by_sources, own_weights))

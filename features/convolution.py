@@ -36,12 +36,15 @@ class GaussianConvolution(eqx.Module):
         """The transposed map, applied to derivatives of an energy by the fields."""
 
     def derivative(
-        self, sources: Float[AnyArray, "grid source"], by_fields: Float[AnyArray, "grid target"]
+        self,
+        sources: Float[AnyArray, "grid source"],
+        by_fields: Float[AnyArray, "grid target"],
+        by_sources: Float[AnyArray, "grid source"],
     ) -> Float[np.ndarray, "atom xyz"]:
         """Derivative of ``by_fields`` times the fields of sources, as the atoms move (per bohr).
 
-        Points and sources move with their atoms. Raises ``NotImplementedError`` where the map
-        knows no atoms.
+        ``by_sources`` is the transpose of ``by_fields``. Points and sources move with their atoms.
+        Raises ``NotImplementedError`` where the map knows no atoms.
         """
         raise NotImplementedError(f"{type(self).__name__} does not know how its points move")
 

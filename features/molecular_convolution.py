@@ -83,7 +83,10 @@ class MolecularConvolution(GaussianConvolution):
         return self.volumes[:, None] * charges
 
     def derivative(
-        self, sources: Float[AnyArray, "grid source"], by_fields: Float[AnyArray, "grid target"]
+        self,
+        sources: Float[AnyArray, "grid source"],
+        by_fields: Float[AnyArray, "grid target"],
+        by_sources: Float[AnyArray, "grid source"],
     ) -> Float[np.ndarray, "atom xyz"]:
         """As in ``GaussianConvolution``; the points' shares in the partition change too.
 
@@ -99,7 +102,7 @@ class MolecularConvolution(GaussianConvolution):
             )
         owned = self.owner >= 0
         add_rows(derivative, self.owner[owned], by_points[owned])
-        by_log_shares = np.sum(sources * self.transpose(by_fields), axis=1)
+        by_log_shares = np.einsum("gs,gs->g", sources, by_sources)
         return derivative + partition_of_unity_derivative(
             self.coords[owned], self.owner[owned], self.centers, by_log_shares[owned]
         )

@@ -83,4 +83,4 @@ def test_points_that_do_not_know_their_atoms(x64):
     one = np.ones((1, 1))
     direct = DirectConvolution(np.zeros((1, 3)), np.ones(1), np.ones(1), np.ones(1))
     with pytest.raises(NotImplementedError, match="DirectConvolution"):
-        direct.derivative(one, one)
+        direct.derivative(one, one, one)

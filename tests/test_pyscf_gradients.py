@@ -97,7 +97,7 @@ def test_moving_orbitals_under_a_frozen_grid(monkeypatch, kind, spins):
     def energy(step):
         return integrate(integrator, moved(mol, step), grids, functional, dms)
 
-    _, potential = integrator.density_and_potential(mol, grids, functional, tuple(dms), MEMORY)
+    potential = integrator.potential(mol, grids, functional, tuple(dms), MEMORY)
     gradient = by_orbitals(mol, grids, dms, potential)
     h = 1e-3  # fourth order: error h^4, rounding 1e-15/h
     assert np.sum(gradient * DIRECTION) == pytest.approx(slope(energy, h), abs=1e-9)
@@ -120,8 +120,10 @@ def test_moving_orbitals_and_grid(kind):
     grids = grids_of(mol)
     dms = 0.5 * dft.UKS(mol).run(xc="PBE", max_cycle=2, grids=grids).make_rdm1()
     dms[1] *= 0.9
-    rho, potential = integrator.density_and_potential(mol, grids, functional, tuple(dms), MEMORY)
-    by_weights, by_centers = integrator.grid_derivative(mol, grids, functional, rho)
+    derivatives = integrator.potential_and_grid_derivative(
+        mol, grids, functional, tuple(dms), MEMORY
+    )
+    potential, by_weights, by_centers = derivatives
     by_points = point_gradients(mol, grids, tuple(dms), potential, MEMORY)
     gradient = by_orbitals(mol, grids, dms, potential) + by_centers
     gradient += atom_gradients(grids, by_weights, by_points)
@@ -156,7 +158,7 @@ def slope(function, h):
 def test_blocks_add_up():
     mf = solve(dft.RKS, molecule(WATER), BASELINES["PBE"])
     dms = (mf.make_rdm1(),)
-    _, potential = mf._numint.density_and_potential(mf.mol, mf.grids, mf.xc, dms, MEMORY)
+    potential = mf._numint.potential(mf.mol, mf.grids, mf.xc, dms, MEMORY)
     whole = gradient_matrices(mf.mol, mf.grids, potential, MEMORY)
     np.testing.assert_allclose(
         gradient_matrices(mf.mol, mf.grids, potential, 1e-3), whole, atol=1e-13

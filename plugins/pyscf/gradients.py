@@ -57,13 +57,14 @@ class CiderGradients:
         grids = self.base.grids if self.grids is None else self.grids
         max_memory = max(2000, self.max_memory * 0.9 - lib.current_memory()[0])
         integrator, functional = self.base._numint, self.base.xc
-        rho, potential = integrator.density_and_potential(mol, grids, functional, dms, max_memory)
-        vxc = gradient_matrices(mol, grids, potential, max_memory)
+        settings = mol, grids, functional, dms, max_memory
         if not self.grid_response:
-            return vxc, None
-        by_weights, by_centers = integrator.grid_derivative(mol, grids, functional, rho)
+            potential = integrator.potential(*settings)
+            return gradient_matrices(mol, grids, potential, max_memory), None
+        potential, by_weights, by_centers = integrator.potential_and_grid_derivative(*settings)
         by_points = point_gradients(mol, grids, dms, potential, max_memory)
-        return vxc, by_centers + atom_gradients(grids, by_weights, by_points)
+        by_grid = by_centers + atom_gradients(grids, by_weights, by_points)
+        return gradient_matrices(mol, grids, potential, max_memory), by_grid
 
 
 def gradient_matrices(

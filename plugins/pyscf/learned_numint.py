@@ -11,7 +11,7 @@ from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
-from cider.plugins.pyscf.libxc import LibxcWithCider, libxc_energy_and_potential
+from cider.plugins.pyscf.libxc import LibxcWithCider, libxc_energy_density_and_potential
 
 NEGATIVE_CHARGE_LIMIT = 1e-2
 """Electrons of negative density that a density matrix may have.
@@ -93,9 +93,10 @@ class LearnedNumInt:
             learned, by_density = functional.learned_energy_and_potential(
                 density_of(functional, rho), grids.weights, convolution
             )
-        energy, potential = libxc_energy_and_potential(functional, rho, grids.weights)
+        semilocal = libxc_energy_density_and_potential(functional, rho, grids.weights)
+        energy_density, potential = semilocal
         add_density(potential, by_density)
-        return energy + learned, potential
+        return float(grids.weights @ energy_density) + learned, potential
 
     def _convolution_for(
         self, mol: Any, grids: Any, functional: CiderFunctional

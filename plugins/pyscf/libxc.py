@@ -45,33 +45,23 @@ def check_libxc_terms(functional: CiderFunctional) -> None:
             )
 
 
-def libxc_energy_and_potential(
+def libxc_energy_density_and_potential(
     functional: CiderFunctional,
     rho: Float[np.ndarray, "spin ingredient grid"],
     weights: Float[np.ndarray, " grid"],
-) -> tuple[float, Float[np.ndarray, "spin ingredient grid"]]:
-    """Energy (Ha) of the libxc terms, and its derivative by rho, grad rho and tau of each point.
+) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, "spin ingredient grid"]]:
+    """Energy density (Ha/bohr^3) of the libxc terms, and what they add to the potential.
 
-    Like that of the learned part, the derivative is that of the grid sum.
+    Like that of the learned part, the potential is the derivative of the grid sum by rho, grad rho
+    and tau of each point.
     """
-    energy = 0.0
+    energy_density = np.zeros(rho.shape[2])
     potential = np.zeros_like(rho)
     for factor, name in functional.libxc_terms:
         rows, (eps_xc, vxc) = _evaluated(name, rho, 1)
-        energy += factor * float(np.sum(weights * rho[:, 0].sum(axis=0) * eps_xc))
+        energy_density += factor * rho[:, 0].sum(axis=0) * eps_xc
         potential[:, :rows] += factor * weights * vxc.reshape(rho.shape[0], rows, -1)
-    return energy, potential
-
-
-def libxc_energy_density(
-    functional: CiderFunctional, rho: Float[np.ndarray, "spin ingredient grid"]
-) -> Float[np.ndarray, " grid"]:
-    """Energy density (Ha/bohr^3) of the libxc terms."""
-    density = np.zeros(rho.shape[2])
-    for factor, name in functional.libxc_terms:
-        _, (eps_xc, *_) = _evaluated(name, rho, 0)
-        density += factor * rho[:, 0].sum(axis=0) * eps_xc
-    return density
+    return energy_density, potential
 
 
 def libxc_second_derivative(

@@ -17,8 +17,8 @@ from cider.plugins.pyscf.density_matrices import (
 )
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.learned_numint import LearnedNumInt, check_density
-from cider.plugins.pyscf.learned_part import density_of, threads_of_pyscf
-from cider.plugins.pyscf.libxc import libxc_energy_density, needs_tau
+from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
+from cider.plugins.pyscf.libxc import libxc_energy_density_and_potential, needs_tau
 from cider.plugins.pyscf.response import XCKernel, checked_kernel
 
 
@@ -209,7 +209,22 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         vmat = potential_matrices(mol, grids, potential, max_memory)
         return rho[:, :, 0] @ grids.weights, exc, vmat
 
-    def density_and_potential(
+    def potential(
+        self,
+        mol: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        dms: Sequence[Any],
+        max_memory: float,
+    ) -> Float[np.ndarray, "spin ingredient grid"]:
+        """Derivative of the energy by rho, grad rho and tau of one density matrix per spin.
+
+        Raises as ``nr_rks``.
+        """
+        rho = _densities_on(mol, grids, functional, dms, max_memory)[:, 0]
+        return self._energy_and_potential(mol, grids, functional, rho)[1]
+
+    def potential_and_grid_derivative(
         self,
         mol: Any,
         grids: Any,
@@ -218,35 +233,27 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         max_memory: float,
     ) -> tuple[
         Float[np.ndarray, "spin ingredient grid"],
-        Float[np.ndarray, "spin ingredient grid"],
+        Float[np.ndarray, " grid"],
+        Float[np.ndarray, "atom xyz"],
     ]:
-        """rho, grad rho and tau of one density matrix per spin, and the derivative by them.
-
-        Raises as ``nr_rks``.
-        """
-        rho = _densities_on(mol, grids, functional, dms, max_memory)[:, 0]
-        return rho, self._energy_and_potential(mol, grids, functional, rho)[1]
-
-    def grid_derivative(
-        self,
-        mol: Any,
-        grids: Any,
-        functional: CiderFunctional,
-        rho: Float[np.ndarray, "spin ingredient grid"],
-    ) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, "atom xyz"]]:
-        """Derivative of the energy by the quadrature weights, and by the centres of features.
+        """The same, the derivative by the quadrature weights, and by the centres of features.
 
         What the densities at the points do, and the weights, is another matter.
         """
+        rho = _densities_on(mol, grids, functional, dms, max_memory)[:, 0]
+        check_density(rho, grids.weights)
         convolution = self._convolution_for(mol, grids, functional)
         with threads_of_pyscf():
-            learned = functional.learned_grid_derivative(
+            by_density, by_grid = functional.learned_potential_and_grid_derivative(
                 density_of(functional, rho), grids.weights, convolution
             )
+        semilocal = libxc_energy_density_and_potential(functional, rho, grids.weights)
+        energy_density, potential = semilocal
+        add_density(potential, by_density)
         by_centers = np.zeros((mol.natm, 3))
-        if learned.centers is not None:
-            by_centers[np.unique(grids.atm_idx[grids.atm_idx >= 0])] = learned.centers
-        return learned.weights + libxc_energy_density(functional, rho), by_centers
+        if by_grid.centers is not None:
+            by_centers[np.unique(grids.atm_idx[grids.atm_idx >= 0])] = by_grid.centers
+        return potential, by_grid.weights + energy_density, by_centers
 
     def _build_convolution(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
         return becke_convolution(mol, grids, nldf)
