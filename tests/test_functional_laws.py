@@ -147,9 +147,9 @@ def test_uniform_gas(name):
         fields = exchange.sources(density) @ jnp.asarray((np.pi / overlaps) ** 1.5)
     energies = np.asarray(exchange.energy_density(density, (fields,)))
     expected = -0.75 * (3 / np.pi) ** (1 / 3) * rho[0] ** (4 / 3)
-    # Nonlocal features have the ladders' error of 5e-7; towards low densities the floors of the
+    # Nonlocal features have the ladders' error of 3e-8; towards low densities the floors of the
     # exponents take over, which is why none is here.
-    np.testing.assert_allclose(energies, expected, rtol=1e-12 if nldf is None else 1e-6)
+    np.testing.assert_allclose(energies, expected, rtol=1e-12 if nldf is None else 5e-8)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])

@@ -121,7 +121,7 @@ def open_descriptors(folder: Path, choice: FeatureChoice, references: Store) -> 
     """The descriptors of ``choice`` in ``folder``, which may hold more features than these.
 
     Several recipes can so share one costly store. Each feature is the same whichever others were
-    computed with it, but for the length of their common ladder (a few 1e-8 of the energy).
+    computed with it, but for the length of their common ladder (less than 1e-7 of the energy).
 
     Raises:
         ForeignStoreError: The folder lacks a feature, or its records differ in something else.
