@@ -20,9 +20,14 @@ from cider.plugins.pyscf.periodic import CiderKNumInt, require_all_k_points
 def gradients_of_cell(mf: Any) -> "CiderPeriodicGradients":
     """PySCF's gradients of a crystal, once they know what to do with its functional.
 
-    Raises ``NotImplementedError`` for Kohn-Sham classes that PySCF itself has none of.
+    Raises ``NotImplementedError`` for what PySCF itself has none of.
     """
     require_all_k_points(mf, "the gradient")
+    if not isinstance(mf.with_df, FFTDF):
+        raise NotImplementedError(
+            f"PySCF has no forces and stress with {type(mf.with_df).__name__}: take FFTDF, its "
+            "default, without density_fit()"
+        )
     kinds = {KRKS: krks_gradients.Gradients, KUKS: kuks_gradients.Gradients}
     for kind, make in kinds.items():
         if isinstance(mf, kind):
@@ -69,17 +74,9 @@ class CiderPeriodicGradients:
         return gradient_matrices(integrator, *where, potential, kpts, max_memory)
 
     def get_stress(self) -> Float[np.ndarray, "xyz xyz"]:
-        """Derivative of the energy by strain, per volume (Ha/bohr^3), as in PySCF.
-
-        Raises ``NotImplementedError`` for fitted densities, of which PySCF has none.
-        """
+        """Derivative of the energy by strain, per volume (Ha/bohr^3), as in PySCF."""
         if not isinstance(self.base.xc, CiderFunctional):
             return super().get_stress()
-        if not isinstance(self.base.with_df, FFTDF):
-            raise NotImplementedError(
-                f"PySCF has no stress with {type(self.base.with_df).__name__}: take FFTDF, its "
-                "default, without density_fit()"
-            )
         integrator = _WholeGridNumInt(
             self.cell, self.base.grids if self.grids is None else self.grids
         )
