@@ -121,9 +121,9 @@ def nldf() -> Nldf:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_features(system: str, x64: None) -> None:
-    """By energy, relative errors average out below 1e-5, which is 1e-6 of the energy or less.
+    """By energy, relative errors average out below 8e-6, which is 1e-6 of the energy or less.
 
-    Down to 1e-3 bohr^-3, where there is little energy, they average to 6e-5 at most, but to 2.5e-4
+    Down to 1e-3 bohr^-3, where there is little energy, they average to 8e-5 at most, but to 3e-4
     for the sharpest feature in O2: what rings leave out, with as many powers of the radius as it
     takes (fewer hid a third of it).
     """
@@ -140,10 +140,10 @@ def test_features(system: str, x64: None) -> None:
     logarithms = np.log(found)
     reference = np.array(LOGARITHMS[system])
     errors = abs(logarithms.mean(axis=1) - reference[:, 0])
-    assert max(errors[:3]) < 7e-5
+    assert max(errors[:3]) < 8e-5
     assert errors[3] < (3e-4 if system == "O2" else 5e-5)
     by_energy = logarithms @ weights / weights.sum()
-    np.testing.assert_allclose(by_energy, reference[:, 1], atol=1e-5)
+    np.testing.assert_allclose(by_energy, reference[:, 1], atol=8e-6)
 
 
 def model_file(model: str) -> Path:
