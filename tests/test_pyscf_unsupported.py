@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyscf import dft, gto, scf, tdscf
+from pyscf import dft, gto, tdscf
 from toy_functionals import toy_exchange
 
 from cider import CiderFunctional
@@ -26,7 +26,6 @@ def converged():
 
 
 METHODS = {
-    "nuclear Hessians": ("Hessian",),
     "generalised Kohn-Sham": ("to_gks", "to_ghf"),
     "gpu4pyscf": ("to_gpu",),
     "multigrid": ("multigrid_numint",),
@@ -96,12 +95,6 @@ def test_assignment_after_newton(converged):
     with pytest.raises(NotImplementedError, match=f"{NAMED}.*before newton"):
         newton.xc = FUNCTIONAL
     assert newton.xc == "PBE"
-
-
-def test_density_fitting_in_front_of_it_gets_no_further(converged):
-    mf = scf.density_fit(converged[dft.RKS]).run()
-    with pytest.raises(NotImplementedError, match=NAMED):
-        mf.Hessian().kernel()
 
 
 def test_other_kinds_of_kohn_sham():

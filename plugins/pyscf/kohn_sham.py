@@ -13,6 +13,7 @@ from cider.functional import CiderFunctional
 from cider.learned_functional import LearnedFunctional
 from cider.plugins.pyscf.excitations import excitations_of_learned_functional
 from cider.plugins.pyscf.gradients import with_learned_functional
+from cider.plugins.pyscf.hessians import CiderHessian
 from cider.plugins.pyscf.learned_numint import LearnedNumInt
 from cider.plugins.pyscf.libxc import (
     answer_for_density_fitting,
@@ -229,6 +230,12 @@ class CiderKohnSham:
         return with_learned_functional(super().nuc_grad_method())
 
     Gradients = nuc_grad_method
+
+    def Hessian(self) -> CiderHessian:
+        """By differences of gradients; as in PySCF otherwise."""
+        _require_molecule(self, "nuclear Hessians")
+        return CiderHessian(self)
+
     TDA = _excitations("TDA")
     TDDFT = _excitations("TDDFT")
     TDDFTNoHybrid = CasidaTDDFT = _excitations("CasidaTDDFT")
@@ -252,7 +259,6 @@ class CiderKohnSham:
         plain.xc = ""
         return assign_functional, (plain, self.xc)
 
-    Hessian = _not_yet("nuclear Hessians are")
     to_gks = to_ghf = _not_yet("generalised Kohn-Sham is")
     to_gpu = _not_yet("gpu4pyscf is")
     multigrid_numint = _not_yet("multigrid integration is")
