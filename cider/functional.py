@@ -32,6 +32,9 @@ SEMILOCAL_FUNCTIONALS = {
 }
 """Exchange and correlation of the semilocal functionals to mix with, by libxc name."""
 
+HYBRIDS = {("PBE", 0.25): "pbe0", ("R2SCAN", 0.25): "r2scan0", ("TPSS", 0.1): "tpssh"}
+"""Hybrids by their semilocal functional and fraction of exact exchange, as D3 and D4 name them."""
+
 
 class CiderFunctional(eqx.Module):
     r"""A learned functional, alone or composed with libxc functionals.
@@ -127,6 +130,13 @@ class CiderFunctional(eqx.Module):
             remainder = ((1 - self.x_mix, exchange),) if self.x_mix != 1 else ()
             return (*remainder, (1.0, correlation))
         return ((1.0, self.correlation),) if self.correlation is not None else ()
+
+    @property
+    def hybrid(self) -> str | None:
+        """The hybrid that it is a surrogate of, whose dispersion correction suits it; or None."""
+        if self.semilocal is None:
+            return None
+        return HYBRIDS.get((self.semilocal.upper(), self.x_mix))
 
     @property
     def name(self) -> str:

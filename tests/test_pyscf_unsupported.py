@@ -129,14 +129,6 @@ def test_other_integrators():
         plain.xc = FUNCTIONAL
 
 
-@pytest.mark.parametrize("attribute", [{"disp": "d3bj"}, {"disp": "d4"}, {"nlc": "vv10"}])
-def test_dispersion(attribute):
-    mf = dft.RKS(gto.M(atom="He", basis="6-31g", verbose=0), xc=FUNCTIONAL).set(**attribute)
-    mf.grids.level = 0
-    with pytest.raises(NotImplementedError, match=f"{attribute.popitem()[1]}.*{NAMED}"):
-        mf.kernel()
-
-
 def test_range_separation():
     mf = dft.RKS(gto.M(atom="He", basis="6-31g", verbose=0), xc=FUNCTIONAL)
     with pytest.raises(NotImplementedError, match="range separation"):

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from pyscf import lib
 from pyscf.dft import numint
-from pyscf.grad.rks import grids_response_cc
+from pyscf.grad.rks import get_nlc_vxc, get_nlc_vxc_full_response, grids_response_cc
+from pyscf.gto import CHARGE_OF, charge
 
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.atomic_orbitals import ao_blocks
@@ -45,11 +46,37 @@ class CiderGradients:
         mol = self.mol if mol is None else mol
         dm = self.base.make_rdm1() if dm is None else dm
         vxc, by_grid = self._exchange_correlation(mol, (dm,) if dm.ndim == 2 else tuple(dm))
+        if self.base.do_nlc():
+            vv10, vv10_by_grid = self._vv10(mol, dm if dm.ndim == 2 else dm.sum(axis=0))
+            vxc += vv10
+            by_grid = None if by_grid is None else by_grid + vv10_by_grid
         coulomb = self.get_j(mol, dm)
         veff = vxc[0] + coulomb if dm.ndim == 2 else vxc + coulomb.sum(axis=0)
         # What extra_force of PySCF's classes adds for each atom.
         tags = {"aux": coulomb.aux.sum(axis=(0, 1))} if hasattr(coulomb, "aux") else {}
         return lib.tag_array(veff, exc1_grid=by_grid, **tags)
+
+    def get_dispersion(
+        self, disp: Any = None, with_3body: Any = None, verbose: Any = None
+    ) -> Float[np.ndarray, "atom xyz"]:
+        """Gradient (Ha/bohr) of the dispersion correction, as in PySCF."""
+        if not isinstance(self.base.xc, CiderFunctional):
+            return super().get_dispersion(disp, with_3body, verbose)
+        disp = self.base.dispersion_model(disp)
+        with lib.temporary_env(self, base=self.base.without_functional()):
+            return super().get_dispersion(disp, with_3body, verbose)
+
+    def _vv10(
+        self, mol: Any, dm: Float[np.ndarray, "ao ao"]
+    ) -> tuple[Float[np.ndarray, "xyz ao ao"], Float[np.ndarray, "atom xyz"] | None]:
+        """As ``_exchange_correlation``, of a density matrix of both spins."""
+        grids = self.base.nlcgrids if self.nlcgrids is None else self.nlcgrids
+        if grids.coords is None:
+            grids.build(with_non0tab=True)
+        settings = mol, _with_nuclear_charges(grids), self.base.nlc, dm
+        derivative = get_nlc_vxc_full_response if self.grid_response else get_nlc_vxc
+        by_grid, vxc = derivative(self.base._numint, *settings)
+        return vxc, by_grid
 
     def _exchange_correlation(
         self, mol: Any, dms: Sequence[Any]
@@ -144,16 +171,30 @@ def atom_gradients(
     Raises ``NotImplementedError`` where PySCF's derivatives are of other weights than the grid's.
     """
     gradients = np.zeros((grids.mol.natm, 3))
-    for atom, (coords, weights, weights_by_atoms) in enumerate(grids_response_cc(grids)):
+    derivatives = grids_response_cc(_with_nuclear_charges(grids))
+    for atom, (coords, weights, weights_by_atoms) in enumerate(derivatives):
         own = np.flatnonzero(grids.atm_idx == atom)
         own = own[np.lexsort(grids.coords[own].T)]
         order = np.lexsort(coords.T)
         if len(own) != len(order) or not np.allclose(grids.weights[own], weights[order]):
             raise NotImplementedError(
                 "grid_response: PySCF has no derivatives of the weights of this grid, which were "
-                "pruned by density (set mf.small_rho_cutoff = 0) or belong to atoms with effective "
-                "core potentials; set grid_response = False"
+                "pruned by density or are not its own; set mf.small_rho_cutoff = 0 or "
+                "grid_response = False"
             )
         gradients += weights_by_atoms[:, :, order] @ by_weights[own]
         gradients[atom] += by_points[:, own].sum(axis=1)
     return gradients
+
+
+def _with_nuclear_charges(grids: Any) -> Any:
+    """Grids of the same atoms without effective core potentials.
+
+    PySCF's weights follow the radii of the elements, but their derivatives those of elements with
+    as many protons as a core potential leaves electrons.
+    """
+    mol = grids.mol.copy()
+    mol._atm[:, CHARGE_OF] = [charge(symbol) for symbol in mol.elements]
+    copy = grids.copy()
+    copy.mol = mol
+    return copy

@@ -183,20 +183,53 @@ class CiderKohnSham:
             self.__dict__["_numint"] = numint
 
     def do_disp(self, disp: Any = None) -> bool:
-        """False, or an error if a dispersion correction was asked for."""
-        if disp or (disp is None and self.disp):
-            raise_not_yet(f"dispersion correction {disp or self.disp!r} is", self.xc)
-        return False
+        """As in PySCF; raises as ``dispersion_model``."""
+        return self.without_functional().do_disp(self.dispersion_model(disp))
+
+    def get_dispersion(
+        self, disp: Any = None, with_3body: Any = None, verbose: Any = None
+    ) -> float:
+        """Energy (Ha) of the dispersion correction, as in PySCF; raises as ``dispersion_model``."""
+        model = self.dispersion_model(disp)
+        return float(self.without_functional().get_dispersion(model, with_3body, verbose))
+
+    def dispersion_model(self, disp: Any = None) -> Any:
+        """What PySCF understands without knowing the functional, such as "d4:pbe0", or False.
+
+        Raises ``ValueError`` where neither the functional nor ``mf.disp`` says whose parameters to
+        take, and ``NotImplementedError`` for cells.
+        """
+        disp = self.disp if disp is None else disp
+        if not disp:
+            return False
+        _require_molecule(self, "dispersion corrections")
+        if ":" in disp:
+            return disp
+        if self.xc.hybrid is None:
+            raise ValueError(
+                f"{self.xc} declares no parameters for the dispersion correction {disp!r}: say "
+                f"whose to take, as in mf.disp = '{disp}:pbe0'"
+            )
+        return f"{disp}:{self.xc.hybrid}"
 
     def do_nlc(self) -> bool:
-        """False, or an error if a nonlocal correlation was asked for."""
-        if self.nlc:
-            raise_not_yet(f"nonlocal correlation {self.nlc!r} is", self.xc)
-        return False
+        """Whether VV10 is added; raises ``ValueError`` for another ``mf.nlc``."""
+        if not self.nlc:
+            return False
+        if str(self.nlc).lower() != "vv10":
+            raise ValueError(f"mf.nlc = {self.nlc!r} with {self.xc}: only 'vv10' is available")
+        _require_molecule(self, "VV10 corrections")
+        return True
+
+    def without_functional(self) -> Any:
+        """A copy for what PySCF does whatever the functional; it has none."""
+        plain = self.copy()
+        plain.xc = ""
+        return plain
 
     def density_fit(self, *args: Any, **kwargs: Any) -> Any:
         """As in PySCF. This class stays in front, so that it keeps the last word."""
-        plain = self.copy()
+        plain = self.without_functional()
         plain.xc = AUXILIARY_BASIS_OF
         fitted = plain.density_fit(*args, **kwargs)
         fitted.xc = self.xc
@@ -255,9 +288,7 @@ class CiderKohnSham:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class of this object was made at run time; pickle finds only PySCF's own by name.
-        plain = self.copy()
-        plain.xc = ""
-        return assign_functional, (plain, self.xc)
+        return assign_functional, (self.without_functional(), self.xc)
 
     to_gks = to_ghf = _not_yet("generalised Kohn-Sham is")
     to_gpu = _not_yet("gpu4pyscf is")
