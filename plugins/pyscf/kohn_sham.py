@@ -143,6 +143,11 @@ def _not_yet(feature: str) -> Any:
     return method
 
 
+def _require_molecule(mf: Any, feature: str) -> None:
+    if _is_periodic(mf):
+        raise_not_yet(f"{feature} of periodic cells are", mf.xc)
+
+
 def _excitations(name: str) -> Any:
     def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> Any:
         mf = self
