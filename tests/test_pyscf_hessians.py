@@ -105,8 +105,21 @@ def test_log_says_how():
 
 def test_self_consistent_fields_that_fail():
     mf = solve(molecule("H 0 0 0; H 0 0 0.8"), PBE)
-    with pytest.raises(RuntimeError, match=r"atom 0 \(H\) along x.*no convergence|no convergence"):
+    with pytest.raises(RuntimeError, match=r"no convergence with atom 0 \(H\) along x"):
         mf.set(max_cycle=1).Hessian().kernel()
     mf.set(max_cycle=50).e_tot += 1e-3
     with pytest.raises(RuntimeError, match=r"atom 0 \(H\) along x.*mf.stability"):
         mf.Hessian().kernel()
+
+
+def test_what_is_not_available():
+    mf = solve(molecule("H 0 0 0; H 0 0 0.8", symmetry=True), PBE)
+    with pytest.raises(NotImplementedError, match="in a solvent"):
+        mf.PCM().run().Hessian().kernel()
+    hessian = mf.Hessian()
+    for method in (hessian.make_h1, hessian.hess_elec, hessian.gen_hop, hessian.to_gpu):
+        with pytest.raises(NotImplementedError, match=r"CiderFunctional\(toy"):
+            method()
+    mf.irrep_nelec = {"A1g": 2}
+    with pytest.raises(NotImplementedError, match="irrep_nelec"):
+        hessian.kernel()

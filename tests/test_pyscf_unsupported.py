@@ -129,6 +129,18 @@ def test_other_integrators():
         plain.xc = FUNCTIONAL
 
 
+def test_what_only_molecules_have():
+    from pyscf.pbc import dft as pbcdft
+    from pyscf.pbc import gto as pbcgto
+
+    cell = pbcgto.M(atom="He", a=4 * np.eye(3), basis="6-31g", mesh=[9] * 3, verbose=0)
+    for method in (pbcdft.RKS, pbcdft.KUKS):
+        mf = method(cell, xc=FUNCTIONAL).set(disp="d4:pbe", nlc="vv10")
+        for name in ("Hessian", "do_disp", "do_nlc"):
+            with pytest.raises(NotImplementedError, match=f"periodic cells.*{NAMED}"):
+                getattr(mf, name)()
+
+
 def test_range_separation():
     mf = dft.RKS(gto.M(atom="He", basis="6-31g", verbose=0), xc=FUNCTIONAL)
     with pytest.raises(NotImplementedError, match="range separation"):

@@ -27,8 +27,8 @@ class CiderHessian(HessianBase):
     from the converged density matrix. The object itself and its checkpoint stay as they are.
 
     Attributes:
-        step: How far an atom is moved (bohr). The error is of second order: 0.1 cm^-1 of the
-            stretching frequencies of water.
+        step: How far an atom is moved (bohr). Water's frequencies with pbe0-x-nldf at grid level 1
+            differ by up to 1 cm^-1 between steps of 0.01 and 0.02.
         grid_response: Whether the gradients are derivatives of the energy on its grid.
         de: The Hessian (Ha/bohr^2); axes are atom, atom, xyz, xyz.
         dipole_derivatives: The derivative of the dipole (e); axes are atom, xyz, xyz of the dipole.
@@ -93,23 +93,20 @@ class CiderHessian(HessianBase):
         self, mf: Any, dm: Any, atom: int, axis: int
     ) -> tuple[Float[np.ndarray, "atom xyz"], Float[np.ndarray, " xyz"]]:
         """Of the gradient and the dipole by one coordinate of an atom."""
-        name = f"atom {atom} ({self.mol.atom_symbol(atom)}) along {'xyz'[axis]}"
-        ahead, behind = (self._moved(mf, dm, atom, axis, s * self.step, name) for s in (1, -1))
+        ahead, behind = (self._moved(mf, dm, atom, axis, s * self.step) for s in (1, -1))
         gradients = (ahead.gradient - behind.gradient) / (2 * self.step)
         explained = gradients[atom, axis] * self.step**2
         unexplained = ahead.energy + behind.energy - 2 * self.base.e_tot - explained
         if abs(unexplained) > ENERGY_TOLERANCE:
             raise RuntimeError(
-                f"Hessian: with {name} moved by {self.step:g} bohr the energy changes by "
-                f"{unexplained:.2g} Ha more than its gradient says, as between two electronic "
-                "states; check mf.stability() and mf.converged"
+                f"Hessian: with {self._name(atom, axis)} moved by {self.step:g} bohr the energy "
+                f"changes by {unexplained:.2g} Ha more than its gradient says, as between two "
+                "electronic states; check mf.stability() and mf.converged"
             )
-        logger.info(self, "%s: done", name)
+        logger.info(self, "%s: done", self._name(atom, axis))
         return gradients, (ahead.dipole - behind.dipole) / (2 * self.step)
 
-    def _moved(
-        self, mf: Any, dm: Any, atom: int, axis: int, step: float, name: str
-    ) -> "_Displaced":
+    def _moved(self, mf: Any, dm: Any, atom: int, axis: int, step: float) -> "_Displaced":
         coords = self.mol.atom_coords()
         coords[atom, axis] += step
         mol = self.mol.copy()
@@ -118,20 +115,22 @@ class CiderHessian(HessianBase):
         energy = mf.kernel(dm0=dm)
         if not mf.converged:
             raise RuntimeError(
-                f"Hessian: no convergence with {name} moved by {step:g} bohr in {mf.max_cycle} "
-                "cycles; raise mf.max_cycle or start from mf.newton()"
+                f"Hessian: no convergence with {self._name(atom, axis)} moved by {step:g} bohr in "
+                f"{mf.max_cycle} cycles; raise mf.max_cycle or take mf.newton()"
             )
         gradients = mf.nuc_grad_method().set(grid_response=self.grid_response)
         return _Displaced(energy, gradients.kernel(), mf.dip_moment(unit="AU", verbose=0))
+
+    def _name(self, atom: int, axis: int) -> str:
+        return f"atom {atom} ({self.mol.atom_symbol(atom)}) along {'xyz'[axis]}"
 
     def _require_supported(self) -> None:
         if self.base.istype("_Solvation"):
             # PySCF's class for it adds the solvent to the Hessian, which these gradients have.
             raise_not_yet("Hessians in a solvent are", self.base.xc)
         if getattr(self.base, "irrep_nelec", None):
-            raise_not_yet(
-                "Hessians with irrep_nelec, for atoms that break the symmetry, are", self.base.xc
-            )
+            # An atom that moves breaks the symmetry that they belong to.
+            raise_not_yet("Hessians with irrep_nelec are", self.base.xc)
 
     def to_gpu(self) -> Any:
         """Not available yet with a learned functional."""
@@ -143,7 +142,7 @@ class CiderHessian(HessianBase):
             "the analytic response to a moving nucleus (make_h1, gen_hop) is", self.base.xc
         )
 
-    hess_elec = make_h1
+    hess_elec = partial_hess_elec = gen_hop = make_h1
 
 
 class _Displaced(NamedTuple):

@@ -234,7 +234,7 @@ class CiderKohnSham:
 
     def density_fit(self, *args: Any, **kwargs: Any) -> Any:
         """As in PySCF. This class stays in front, so that it keeps the last word."""
-        plain = self.without_functional()
+        plain = self.copy()
         plain.xc = AUXILIARY_BASIS_OF
         fitted = plain.density_fit(*args, **kwargs)
         fitted.xc = self.xc
