@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from cider.plugins.gpaw import hook as _gpaw_hook
 from cider.plugins.pyscf import hook as _pyscf_hook
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CiderFunctional"]
 
+_gpaw_hook.install()
 _pyscf_hook.install()
 
 

@@ -1,0 +1,1 @@
+"""GPAW: ``GPAW(mode=PW(400), xc=CiderFunctional(...))``."""

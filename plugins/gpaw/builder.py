@@ -1,0 +1,104 @@
+"""What builds a plane-wave calculation with a learned functional."""
+
+from typing import Any
+
+import numpy as np
+from gpaw.new.pw.builder import PWDFTComponentsBuilder
+from gpaw.new.pw.pot_calc import PlaneWavePotentialCalculator
+from gpaw.utilities import pack_density
+
+from cider.functional import CiderFunctional
+from cider.plugins.gpaw.functional import learned_functional
+from cider.plugins.gpaw.learned_energy import LearnedEnergy
+
+
+def cider_builder(
+    functional: CiderFunctional, atoms: Any, params: Any, *, comm: Any, log: Any
+) -> "CiderBuilder":
+    """The builder of a calculation.
+
+    Raises ``NotImplementedError`` for modes and settings that are not available.
+    """
+    if params.mode.name != "pw":
+        raise NotImplementedError(
+            f"{functional} is not available in mode {params.mode.name!r}: use mode=PW(ecut)"
+        )
+    if params.mode.dtype != "double":
+        raise NotImplementedError(f"{functional} needs double precision: PW(ecut, dtype='double')")
+    return CiderBuilder(functional, atoms, params, comm=comm, log=log)
+
+
+class CiderBuilder(PWDFTComponentsBuilder):
+    """GPAW's, with a learned part of the functional."""
+
+    xc: Any
+
+    def __init__(
+        self, functional: CiderFunctional, atoms: Any, params: Any, *, comm: Any, log: Any
+    ):
+        super().__init__(atoms, params, comm=comm, log=log)
+        if self.gpu:
+            raise NotImplementedError(
+                f"{functional} is not available on GPUs: parallel={{'gpu': False}}"
+            )
+        if self.xc.type == "MGGA" and any(setup.tauct is None for setup in self.setups):
+            raise NotImplementedError(
+                f"{functional} reads the kinetic energy density, which a data set or "
+                "pseudopotential here does not have of its core: use setups='paw', or a "
+                "functional of GGA level"
+            )
+        learned = LearnedEnergy(functional, self.fine_grid, self.setups, self.relpos_ac)
+        self.xc = learned_functional(self.xc.xc, learned)
+
+    def create_potential_calculator(self) -> "CiderPotentialCalculator":
+        """GPAW's, which passes density matrices on to the functional."""
+        extensions = self.get_extensions()
+        return CiderPotentialCalculator(
+            self.grid,
+            self.fine_grid,
+            self.interpolation_desc,
+            self.setups,
+            self.xc,
+            self.create_poisson_solver(extensions),
+            relpos_ac=self.relpos_ac,
+            atomdist=self.atomdist,
+            soc=self.soc,
+            xp=self.xp,
+            extensions=extensions,
+        )
+
+
+class CiderPotentialCalculator(PlaneWavePotentialCalculator):
+    """Tells the functional of the atoms before it is evaluated on the grid."""
+
+    xc: Any
+
+    def calculate_pseudo_potential(self, density: Any, ibzwfs: Any, vHt_h: Any = None) -> Any:
+        """Potential on the grid, from the density there and inside the spheres."""
+        self._pass_matrices(density)
+        return super().calculate_pseudo_potential(density, ibzwfs, vHt_h)
+
+    def move(self, relpos_ac: np.ndarray, atomdist: Any) -> None:
+        """New positions of the atoms, in units of the lattice vectors."""
+        super().move(relpos_ac, atomdist)
+        self.xc.learned.move(relpos_ac)
+
+    def force_contributions(self, Q_aL: Any, density: Any, potential: Any) -> Any:
+        """GPAW's, with what moving spheres make of nonlocal features (Ha/bohr) in the last."""
+        *contributions, of_extensions = super().force_contributions(Q_aL, density, potential)
+        self._pass_matrices(density)
+        nt_sr, _ = self._interpolate_density(density.nt_sR)
+        taut_sr = None if density.taut_sR is None else self.interpolate(density.taut_sR)
+        return *contributions, of_extensions + self.xc.forces(nt_sr, taut_sr)
+
+    def stress(self, ibzwfs: Any, density: Any, potential: Any) -> np.ndarray:
+        """Stress (Ha/bohr^3)."""
+        self._pass_matrices(density)
+        return super().stress(ibzwfs, density, potential)
+
+    def _pass_matrices(self, density: Any) -> None:
+        gathered = density.D_asii.gather(broadcast=True)
+        self.xc.matrices = {
+            atom: np.array([pack_density(D_ii.real) for D_ii in D_sii])
+            for atom, D_sii in gathered.items()
+        }

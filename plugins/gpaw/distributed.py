@@ -1,0 +1,84 @@
+"""The convolution of points that are spread over the ranks of a domain decomposition."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from gpaw.core import UGDesc
+from jaxtyping import Float, Int
+
+from cider.conventions import AnyArray
+from cider.features.augmented_convolution import AugmentedConvolution, augmented_convolution
+from cider.features.convolution import GaussianConvolution
+from cider.features.nldf import Nldf
+from cider.plugins.gpaw.augmentation import AugmentationSphere
+
+
+class DistributedConvolution(GaussianConvolution):
+    """Every rank knows the sources of all, and takes the fields at its own ``points``."""
+
+    whole: AugmentedConvolution
+    points: Int[np.ndarray, " grid"]
+    comm: Any = eqx.field(static=True)
+
+    def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
+        return self.whole.apply(self._gathered(sources))[self.points]
+
+    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
+        return self.whole.transpose(self._gathered(fields))[self.points]
+
+    def derivative(
+        self,
+        sources: Float[AnyArray, "grid source"],
+        by_fields: Float[AnyArray, "grid target"],
+        by_sources: Float[AnyArray, "grid source"],
+    ) -> Float[np.ndarray, "atom xyz"]:
+        """As in ``GaussianConvolution``, of the points of all ranks."""
+        arrays = (self._gathered(array) for array in (sources, by_fields, by_sources))
+        return self.whole.derivative(*arrays)
+
+    def strain_derivative(
+        self, sources: Float[AnyArray, "grid source"], by_fields: Float[AnyArray, "grid target"]
+    ) -> Float[np.ndarray, "xyz xyz"]:
+        """As in ``GaussianConvolution``, of the points of all ranks."""
+        return self.whole.strain_derivative(self._gathered(sources), self._gathered(by_fields))
+
+    def moved(self, centers: Float[np.ndarray, "atom xyz"]) -> "DistributedConvolution":
+        """The same for other positions (bohr) of the atoms."""
+        whole = eqx.tree_at(lambda own: own.centers, self.whole, centers)
+        return DistributedConvolution(whole, self.points, self.comm)
+
+    def _gathered(
+        self, values: Float[AnyArray, "grid channel"]
+    ) -> Float[np.ndarray, "all channel"]:
+        everywhere = np.zeros((self.whole.num_points, values.shape[1]))
+        everywhere[self.points] = values
+        self.comm.sum(everywhere)
+        return everywhere
+
+
+def distributed_convolution(
+    grid: UGDesc,
+    spheres: Mapping[int, AugmentationSphere],
+    relpos_ac: Float[np.ndarray, "atom 3"],
+    nldf: Nldf,
+) -> DistributedConvolution:
+    """The convolution of the grid and of all spheres, of which each rank has its share."""
+    whole = augmented_convolution(
+        grid.cell,
+        grid.size,
+        relpos_ac[list(spheres)] @ grid.cell,
+        [sphere.shells for sphere in spheres.values()],
+        nldf.source_ladder.exponents,
+        nldf.target_ladder.exponents,
+    )
+    numbers = np.arange(np.prod(grid.size)).reshape(grid.size)
+    ranges = [slice(*ends) for ends in zip(grid.start_c, grid.end_c, strict=True)]
+    points, start = [numbers[tuple(ranges)].ravel()], numbers.size
+    for atom, sphere in spheres.items():
+        end = start + 2 * sphere.shells.num_points
+        if atom % grid.comm.size == grid.comm.rank:
+            points.append(np.arange(start, end))
+        start = end
+    return DistributedConvolution(whole, np.concatenate(points), grid.comm)

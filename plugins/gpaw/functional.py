@@ -1,0 +1,118 @@
+"""GPAW's object of the functional on the grid: libxc terms and the learned part."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from gpaw.core import UGArray
+from gpaw.new.xc import GGAFunctional, MGGAFunctional, gradient_and_sigma
+from gpaw.xc.functional import XCFunctional
+from jaxtyping import Float
+
+from cider.density import Density
+from cider.plugins.gpaw.learned_energy import LearnedEnergy, Matrices
+
+
+class WithLearnedPart:
+    """In front of GPAW's functional of the libxc terms: adds the learned part to what it gives.
+
+    ``matrices`` are the atomic density matrices of the density that comes next.
+    """
+
+    learned: LearnedEnergy
+    matrices: Matrices
+    _by_matrices: Matrices
+
+    def calculate(
+        self, nt_sr: UGArray, taut_sr: UGArray | None = None
+    ) -> tuple[float, UGArray, UGArray | None]:
+        """Energy (Ha) and potentials; the learned part's energy is that of the spheres as well."""
+        exc, vxct_sr, dedtaut_sr = super().calculate(nt_sr, taut_sr)
+        gradn_svr, _ = gradient_and_sigma(self.grad_v, nt_sr)
+        energy, potential, self._by_matrices = self.learned.energy_and_derivatives(
+            self._density(nt_sr, gradn_svr, taut_sr), self.matrices
+        )
+        vxct_sr.data += potential.rho.reshape(vxct_sr.data.shape)
+        self._add_divergence(vxct_sr, np.asarray(potential.grad_rho))
+        if dedtaut_sr is not None and potential.tau is not None:
+            dedtaut_sr.data += potential.tau.reshape(dedtaut_sr.data.shape)
+        return exc + energy, vxct_sr, dedtaut_sr
+
+    def calculate_paw_correction(
+        self, setup: Any, d: np.ndarray, h: np.ndarray | None = None, a: int | None = None
+    ) -> float:
+        """Energy (Ha) of the libxc terms in a sphere; adds to ``h`` what the whole contributes."""
+        if h is None or a is None:
+            raise NotImplementedError("a learned functional is evaluated self-consistently only")
+        energy = super().calculate_paw_correction(setup, d, h, a=a)
+        if setup.xc_correction is not None:
+            h += self._by_matrices[a]
+        return energy
+
+    def forces(self, nt_sr: UGArray, taut_sr: UGArray | None) -> Float[np.ndarray, "atom xyz"]:
+        """Forces (Ha/bohr) of the learned part, densities and matrices unchanged."""
+        gradn_svr, _ = gradient_and_sigma(self.grad_v, nt_sr)
+        return self.learned.forces(self._density(nt_sr, gradn_svr, taut_sr), self.matrices)
+
+    def _density(self, nt_sr: UGArray, gradn_svr: UGArray, taut_sr: UGArray | None) -> Density:
+        reads_tau = taut_sr is not None and self.learned.functional.needs_tau
+        return Density(_flat(nt_sr), _flat(gradn_svr), _flat(taut_sr) if reads_tau else None)
+
+    def _add_divergence(
+        self, vxct_sr: UGArray, by_gradient: Float[np.ndarray, "spin xyz grid"]
+    ) -> None:
+        """Add the derivative by the density of what depends on its gradient."""
+        shape = vxct_sr.data.shape[1:]
+        derivative = np.empty(shape)
+        for vxct_r, by_components in zip(vxct_sr.data, by_gradient, strict=True):
+            for gradient, by_component in zip(self.grad_v, by_components, strict=True):
+                gradient.apply(by_component.reshape(shape).copy(), derivative)
+                vxct_r -= derivative
+
+    def _stress(self, *arrays: UGArray, **more: Any) -> Float[np.ndarray, "xyz xyz"]:
+        """This rank's part of the derivative by strain (Ha), waves and matrices unchanged."""
+        nt_sr, gradn_svr = arrays[1], more["gradn_svr"]
+        taut_sr = arrays[5] if len(arrays) > 5 else None
+        density = self._density(nt_sr, gradn_svr, taut_sr)
+        _, potential, _ = self.learned.energy_and_derivatives(density, self.matrices)
+        flow = np.einsum("sag,sbg->ab", potential.grad_rho, density.grad_rho)
+        compressed = jax.tree.map(lambda x, v: float(np.vdot(x, v)), density, potential)
+        stress = -flow - sum(jax.tree.leaves(compressed)) * np.eye(3)
+        if potential.tau is not None:
+            stress -= self._tau_stress(
+                np.asarray(potential.tau), more["taut_swR"], more["interpolate"]
+            )
+        stress = stress * self.grid.dv + self.learned.strain_derivative(density, self.matrices)
+        return super()._stress(*arrays, **more) + stress
+
+    def _tau_stress(
+        self, by_tau: Float[np.ndarray, "spin grid"], taut_swR: UGArray, interpolate: Any
+    ) -> Float[np.ndarray, "xyz xyz"]:
+        """What strain makes of tau, whose tensor GPAW gives by its upper triangle."""
+        stress = np.zeros((3, 3))
+        upper = np.triu_indices(3)
+        for own, taut_wR in zip(by_tau, taut_swR, strict=True):
+            for a, b, taut_R in zip(*upper, taut_wR, strict=True):
+                stress[a, b] += np.vdot(own, interpolate(taut_R).data)
+        return stress + stress.T - np.diag(np.diag(stress))
+
+
+class LearnedGGA(WithLearnedPart, GGAFunctional):
+    """Without the kinetic energy density."""
+
+
+class LearnedMGGA(WithLearnedPart, MGGAFunctional):
+    """With the kinetic energy density."""
+
+
+def learned_functional(semilocal: XCFunctional, learned: LearnedEnergy) -> LearnedGGA | LearnedMGGA:
+    """The functional of the level of its libxc terms' object."""
+    kind = LearnedMGGA if semilocal.type == "MGGA" else LearnedGGA
+    functional = kind(semilocal, learned.grid)
+    functional.learned = learned
+    return functional
+
+
+def _flat(array: UGArray) -> Float[np.ndarray, "*shape grid"]:
+    """With one axis for all points of this rank."""
+    return array.data.reshape(*array.dims, -1)

@@ -1,0 +1,241 @@
+"""Learned functionals in GPAW: PAW energies, potentials, forces and stress."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gpaw", reason="GPAW is not installed: pip install 'cider-xc[gpaw]'")
+
+import gpaw
+from ase import Atoms
+from gpaw import GPAW, PW
+from gpaw.dft import XC
+from gpaw.utilities import pack_density
+from gpaw.xc.gga import GGA
+from gpaw.xc.libxc import LibXC
+from pyscf import dft, gto
+from toy_functionals import toy_exchange, toy_nldf
+
+from cider import CiderFunctional
+from cider.features.nldf import Nldf, NldfExponent
+from cider.plugins.gpaw.functional import learned_functional
+from cider.plugins.gpaw.learned_energy import LearnedEnergy
+from cider.plugins.gpaw.parameter import CiderXC
+from cider.plugins.gpaw.semilocal import semilocal_functional
+
+CUTOFF = 150.0
+TIGHT = {"energy": 1e-7, "density": 1e-7, "eigenstates": 1e-9}
+FIRST_STEPS = {"energy": 1e3, "density": 1e3, "eigenstates": 1e3}
+
+
+def mixed(level: str, nldf: Nldf | None = None, size: float = 1e-2) -> CiderFunctional:
+    return CiderFunctional(toy_exchange(level, nldf, size), x_mix=0.25, semilocal="PBE")
+
+
+def nonlocal_without_tau() -> CiderFunctional:
+    exponents = tuple(NldfExponent(A, A / 32) for A in (0.5, 2.0))
+    return mixed("GGA", Nldf(exponents[0], exponents))
+
+
+def hydrogen(xc, **settings) -> Atoms:
+    """A stretched molecule in a small skew cell without symmetry."""
+    atoms = Atoms("H2", [(0.1, 0.0, 0.05), (1.0, 0.1, 0.0)], pbc=True)
+    atoms.cell = [(2.3, 0.0, 0.1), (0.0, 1.8, 0.0), (0.2, 0.1, 1.8)]
+    defaults = {"mode": PW(CUTOFF), "gpts": (8, 8, 8), "symmetry": "off", "txt": None}
+    atoms.calc = GPAW(xc=xc, **{**defaults, "convergence": TIGHT, **settings})
+    return atoms
+
+
+def energy_of(atoms: Atoms) -> float:
+    return atoms.get_potential_energy(force_consistent=True)
+
+
+class LibxcPBE(XC):
+    """GPAW's native PBE has rounded constants; those of libxc are ours."""
+
+    def functional(self, *, collinear, atoms=None):
+        return GGA(LibXC("PBE"))
+
+
+@pytest.mark.parametrize(("level", "spinpol"), [("GGA", False), ("MGGA", True)])
+def test_zero_learned_part_is_pbe(level, spinpol):
+    """On the grid and in the spheres, for one and two spins."""
+    settings = {"spinpol": spinpol, "magmoms": [0.0, 1.0] if spinpol else None}
+    settings["occupations"] = {"name": "fermi-dirac", "width": 0.1}
+    ours = hydrogen(mixed(level, size=0.0), **settings)
+    pbe = hydrogen(LibxcPBE("PBE"), **settings)
+    # libxc cuts small densities and spin polarisations off elsewhere.
+    assert abs(energy_of(ours) - energy_of(pbe)) < 1e-5
+    assert np.max(np.abs(ours.get_forces() - pbe.get_forces())) < 1e-4
+    assert np.max(np.abs(ours.get_stress() - pbe.get_stress())) < 1e-5
+
+
+def test_core_densities_are_seen():
+    """Of an element with a core: PBE's energy in the first steps, tau of the core included."""
+
+    def first_energy(xc):
+        atoms = Atoms("Li", cell=(2.8, 2.8, 2.8), pbc=True)
+        settings = {"gpts": (12, 12, 12), "txt": None, "convergence": FIRST_STEPS}
+        atoms.calc = GPAW(mode=PW(CUTOFF), xc=xc, **settings)
+        return energy_of(atoms)
+
+    difference = first_energy(mixed("MGGA", size=0.0)) - first_energy(LibxcPBE("PBE"))
+    # A third of the shells of the data set.
+    assert abs(difference) < 1e-4
+
+
+def test_exchange_of_neon_is_that_of_all_electrons():
+    """As in PySCF: the core, which has more than half of it, is seen by nonlocal features.
+
+    The rest is GPAW's relativistic core and the neighbours in a small cell, 0.2 % each.
+    """
+    functional = CiderFunctional("x-nldf")
+    atoms = Atoms("Ne", cell=(3.0, 3.0, 3.0), pbc=True)
+    atoms.calc = GPAW(mode=PW(300), xc="PBE", txt=None)
+    atoms.get_potential_energy()
+    mf = dft.RKS(gto.M(atom="Ne", basis="def2-tzvp", verbose=0), xc="PBE")
+    mf.grids.level = 2
+    mf.kernel()
+    integrator = dft.RKS(mf.mol, xc=functional)._numint
+    exchange = integrator.nr_rks(mf.mol, mf.grids, functional, mf.make_rdm1())[1]
+    assert abs(exchange_in_gpaw(atoms, functional) / exchange - 1) < 0.01
+
+
+def exchange_in_gpaw(atoms: Atoms, functional: CiderFunctional) -> float:
+    """Exchange energy (Ha) of the present density."""
+    state = atoms.calc.dft
+    density, grids = state.density, state.pot_calc
+    density.update_ked(state.ibzwfs)
+    positions = atoms.get_scaled_positions()
+    learned = LearnedEnergy(functional, grids.fine_grid, state.setups, positions)
+    whole = learned_functional(semilocal_functional(functional), learned)
+    whole.matrices = {
+        atom: np.array([pack_density(D_ii) for D_ii in D_sii])
+        for atom, D_sii in density.D_asii.items()
+    }
+    nt_sr, _ = grids._interpolate_density(density.nt_sR)
+    return whole.calculate(nt_sr, grids.interpolate(density.taut_sR))[0]
+
+
+@pytest.mark.parametrize(
+    ("functional", "setups"),
+    [(mixed("MGGA", toy_nldf()), "paw"), (nonlocal_without_tau(), "hgh")],
+    ids=["PAW with tau", "pseudopotentials"],
+)
+def test_forces_and_stress_are_derivatives(functional, setups):
+    """Along a path that moves an atom and strains the cell at once."""
+    settings = {"setups": setups, "kpts": (2, 1, 1)}
+    atoms = hydrogen(functional, **settings)
+    energy_of(atoms)
+    forces, stress = atoms.get_forces(), atoms.get_stress(voigt=False)
+    direction = np.array([(0.3, -0.2, 0.1), (1.0, 0.4, -0.5)])
+    step, strain = 0.005, 0.002
+
+    def moved(sign):
+        """Cutoff and grid follow the cell: no Pulay stress."""
+        scale = 1 + sign * strain
+        other = hydrogen(functional, **settings, mode=PW(CUTOFF / scale**2))
+        other.set_cell(other.cell * scale, scale_atoms=True)
+        other.positions += sign * step * direction
+        return energy_of(other)
+
+    change = (moved(1) - moved(-1)) / 2
+    expected = strain * atoms.get_volume() * np.trace(stress) - step * np.vdot(forces, direction)
+    # Forces of PBE alone agree to 3e-4 eV/angstrom.
+    assert abs(change - expected) < 1e-3 * step
+
+
+def test_closed_shell_with_one_and_two_spins():
+    functional = mixed("MGGA", toy_nldf())
+    one = hydrogen(functional, convergence=FIRST_STEPS)
+    two = hydrogen(functional, convergence=FIRST_STEPS, spinpol=True)
+    assert abs(energy_of(one) - energy_of(two)) < 1e-8
+
+
+PARALLEL = """
+from gpaw.mpi import world
+from test_gpaw import FIRST_STEPS, energy_of, hydrogen, nonlocal_without_tau
+
+def results(**parallel):
+    settings = dict(convergence=FIRST_STEPS, kpts=(2, 1, 1), parallel=parallel)
+    atoms = hydrogen(nonlocal_without_tau(), **settings)
+    return [energy_of(atoms), *atoms.get_forces().ravel(), *atoms.get_stress()]
+
+if world.size == 1:
+    print(*results())
+else:
+    for key in ("domain", "kpt"):
+        values = results(**{key: 2})
+        if world.rank == 0:
+            print(*values)
+"""
+
+
+@pytest.mark.skipif(shutil.which("mpiexec") is None, reason="no mpiexec")
+def test_ranks_share_the_work(tmp_path):
+    """Serial calculation, two domains, two k-points: the same to rounding."""
+    script = tmp_path / "parallel.py"
+    script.write_text(PARALLEL)
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_mpi_yield_when_idle")
+    open_mpi = {f"OMPI_{setting}": "1" for setting in settings}
+    environment = os.environ | open_mpi | {"PYTHONPATH": os.pathsep.join(paths)}
+
+    def lines(*command):
+        command = [*command, str(script)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return np.array([line.split() for line in result.stdout.splitlines()], dtype=float)
+
+    launch = ["mpiexec", "--oversubscribe", "-n", "2", sys.executable, "-m", "gpaw", "python"]
+    assert np.max(np.abs(lines(*launch) - lines(sys.executable))) < 1e-7
+
+
+def test_description_makes_the_same_functional():
+    functional = CiderFunctional("x-sl-gga", x_mix=0.25, semilocal="PBE")
+    written = CiderXC(functional).todict()
+    assert repr(XC.from_param(written).cider_functional) == repr(functional)
+    with pytest.raises(ValueError, match="another functional"):
+        XC.from_param(written | {"digest": "0"})
+    with pytest.raises(ValueError, match="which functional"):
+        XC.from_param("cider")
+    assert XC.from_param("PBE").name == "PBE"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "lcao", "basis": "sz(dzp)"}, "mode 'lcao'"),
+        ({"mode": "fd"}, "mode 'fd'"),
+        ({"mode": {"name": "pw", "ecut": CUTOFF, "dtype": "single"}}, "double precision"),
+        ({"magmoms": [(0, 0, 1), (1, 0, 0)]}, "noncollinear"),
+        ({"setups": "hgh"}, "kinetic energy density"),
+    ],
+)
+def test_what_is_not_available(settings, message):
+    with pytest.raises(NotImplementedError, match=message):
+        hydrogen(mixed("MGGA"), **settings).get_potential_energy()
+
+
+def test_other_versions_are_refused(monkeypatch):
+    monkeypatch.setattr(gpaw, "__version__", "27.1.0")
+    with pytest.raises(ImportError, match="up to, but not including, 27"):
+        hydrogen(mixed("GGA"))
+
+
+@pytest.mark.parametrize("imports", ["import cider, gpaw.dft", "import gpaw.dft, cider"])
+def test_import_alone_installs_the_hook_in_either_order(imports):
+    code = f"{imports}; print(hasattr(gpaw.dft.XC.from_param, 'before_cider'))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "True", result.stderr
+
+
+def test_importing_cider_does_not_import_gpaw():
+    code = "import cider, sys; print('gpaw' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "False", result.stderr
