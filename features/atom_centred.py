@@ -17,7 +17,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -29,7 +28,7 @@ from cider.features.atomic_shells import (
     spherical_shells,
 )
 from cider.features.compiled import add_rows
-from cider.features.gaussian_ladder import GaussianLadder, ladder_exponents
+from cider.features.gaussian_ladder import ladder_of_sums
 from cider.features.rings import (
     DEGREE,
     RINGS,
@@ -48,9 +47,6 @@ LMAX = RINGS[0].lmax
 
 ONSITE_LMAX = 8
 """Largest angular momentum of an atom's fields at its own points."""
-
-KERNEL_RATIO = 1.6
-"""Ratio of the ladder of kernels."""
 
 UNRESOLVED = 100.0
 """Product of an exponent and the squared distance between shells where a Gaussian is dropped.
@@ -299,7 +295,9 @@ def _species(
     """Kernels depend on the shells alone; they are kept for other molecules and geometries."""
     radii = shells.atom.radii
     spherical = spherical_shells(shells.atom.angular, LMAX)
-    mixing, gamma = _kernel_mixing(source_exponents, target_exponents, np.array(selected))
+    mixing, gamma = ladder_of_sums(
+        np.array(source_exponents), np.array(target_exponents), np.array(selected)
+    )
     onsite = _radial_bands(radii, spherical.resolved[: ONSITE_LMAX + 1], gamma, mixing)
     panels: tuple[_RadialBand, ...] = ()
     in_rings = np.searchsorted(target_exponents, [ring.largest_exponent for ring in RINGS]).tolist()
@@ -363,17 +361,3 @@ def _band_members(num_shells: Int[np.ndarray, " gamma"]) -> list[Int[np.ndarray,
         else:
             runs.append([index])
     return [np.array(run) for run in runs]
-
-
-def _kernel_mixing(
-    source_exponents: tuple[float, ...],
-    target_exponents: tuple[float, ...],
-    selected: Bool[np.ndarray, "source target"],
-) -> tuple[Float[np.ndarray, "gamma source target"], Float[np.ndarray, " gamma"]]:
-    """Expansion of the sums of selected exponents in the ladder of kernels."""
-    sums = np.add.outer(np.array(source_exponents), np.array(target_exponents))
-    # Margins on both sides, where the expansion is poor: from half of the least sum, smooth
-    # densities were off by 4e-5, from an eighth by 1e-7.
-    gamma = ladder_exponents(sums[selected].min() / 8, 4 * sums.max(), KERNEL_RATIO)
-    coefficients = np.asarray(GaussianLadder(gamma).coefficients(jnp.asarray(sums)))
-    return np.ascontiguousarray(np.moveaxis(coefficients * selected[..., None], -1, 0)), gamma

@@ -18,21 +18,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Complex, Float, Int
 
 from cider.conventions import AnyArray, float64
 from cider.features.convolution import GaussianConvolution
-from cider.features.gaussian_ladder import GaussianLadder, ladder_exponents
-from cider.features.sphere_waves import AtNodes, SphereWaves, Waves, sphere_waves
+from cider.features.gaussian_ladder import ladder_of_sums
+from cider.features.sphere_waves import AtNodes, SphereWaves, sphere_waves
 from cider.features.spherical import gaussian_radial_kernel, real_spherical_harmonics
+from cider.features.waves import Waves, waves_of_grid
 
 LMAX = 4
 """Largest angular momentum of sources and fields in a sphere."""
-
-KERNEL_RATIO = 1.6
-"""Ratio of the ladder of kernels."""
 
 UNRESOLVED_WAVE = 1e-3
 """A Gaussian is smooth where this is all that is left of it in the shortest wave of the grid.
@@ -327,20 +324,13 @@ def augmented_convolution(
     bohr^-2.
     """
     nx, ny, nz = (int(count) for count in mesh)
-    counts = np.fft.fftfreq(nx, 1 / nx), np.fft.fftfreq(ny, 1 / ny), np.fft.rfftfreq(nz, 1 / nz)
-    numbers = np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1).reshape(-1, 3)
-    vectors = numbers @ (2 * np.pi * np.linalg.inv(lattice).T)
-    lengths = np.linalg.norm(vectors, axis=1)
+    every_wave = waves_of_grid(lattice, mesh)
+    lengths = every_wave.lengths
     shortest = np.min(np.pi * np.array([nx, ny, nz]) / np.linalg.norm(lattice, axis=1))
     order = np.argsort(lengths, kind="stable")
     indices = order[lengths[order] < shortest]
-    is_its_own = (numbers[:, 2] == 0) | (2 * numbers[:, 2] == nz)
-    waves = Waves(vectors[indices], np.where(is_its_own, 1.0, 2.0)[indices])
-
-    sums = np.add.outer(source_exponents, target_exponents)
-    # Margins where the expansion is poor: see the ladder of ``atom_centred``.
-    gammas = ladder_exponents(sums.min() / 8, 4 * sums.max(), KERNEL_RATIO)
-    mixing = np.moveaxis(np.asarray(GaussianLadder(gammas).coefficients(jnp.asarray(sums))), -1, 0)
+    waves = Waves(*(values[indices] for values in every_wave))
+    mixing, gammas = ladder_of_sums(source_exponents, target_exponents)
     num_smooth = int(np.searchsorted(gammas, shortest**2 / (4 * -math.log(UNRESOLVED_WAVE))))
 
     kinds = {id(own): own for own in shells}
@@ -354,7 +344,7 @@ def augmented_convolution(
         species_of=tuple(list(kinds).index(id(own)) for own in shells),
         gammas=gammas,
         num_smooth=num_smooth,
-        mixing=np.ascontiguousarray(mixing),
+        mixing=mixing,
     )
 
 

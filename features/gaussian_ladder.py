@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cider.conventions import AnyArray
 
@@ -153,3 +153,21 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (factors,), (changes,) = primals, tangents
     product = _product_of_nonzero(factors)
     return product, product * jnp.sum(changes / factors)
+
+
+def ladder_of_sums(
+    source_exponents: Float[np.ndarray, " source"],
+    target_exponents: Float[np.ndarray, " target"],
+    selected: Bool[np.ndarray, "source target"] | None = None,
+) -> tuple[Float[np.ndarray, "exponent source target"], Float[np.ndarray, " exponent"]]:
+    """Expansion of Gaussians of the sums of exponents (bohr^-2), and its ladder.
+
+    Sums that are not ``selected`` (by default all are) have zero coefficients.
+    """
+    sums = np.add.outer(source_exponents, target_exponents)
+    chosen = np.ones(sums.shape, dtype=bool) if selected is None else selected
+    # Margins on both sides, where the expansion is poor: from half of the least sum, smooth
+    # densities were off by 4e-5, from an eighth by 1e-7.
+    ladder = GaussianLadder(ladder_exponents(sums[chosen].min() / 8, 4 * sums.max()))
+    coefficients = np.asarray(ladder.coefficients(jnp.asarray(sums))) * chosen[..., None]
+    return np.ascontiguousarray(np.moveaxis(coefficients, -1, 0)), ladder.exponents

@@ -18,6 +18,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from cider.conventions import AnyArray, float64
 from cider.features.convolution import GaussianConvolution
+from cider.features.waves import Waves, waves_of_grid
 
 _BATCH = 64
 """Waves whose kernels are evaluated together."""
@@ -26,11 +27,11 @@ _BATCH = 64
 class PeriodicConvolution(GaussianConvolution):
     """``GaussianConvolution`` on a uniform grid of a periodic cell; see ``periodic_convolution``.
 
-    ``waves`` (bohr^-1) are those that a real transform keeps.
+    ``waves`` are those that a real transform keeps.
     """
 
     mesh: tuple[int, int, int] = eqx.field(static=True)
-    waves: Float[np.ndarray, "wave xyz"]
+    waves: Waves
     source_exponents: Float[np.ndarray, " source"]
     target_exponents: Float[np.ndarray, " target"]
 
@@ -51,7 +52,8 @@ class PeriodicConvolution(GaussianConvolution):
         .. math:: \frac{\partial G^2}{\partial \epsilon_{xy}} = -2 G_x G_y
         """
         by_squares = np.asarray(self._derivative_by_squares(sources, by_fields))
-        return -2 * (by_squares * self.waves.T) @ self.waves
+        vectors = self.waves.vectors
+        return -2 * (by_squares * vectors.T) @ vectors
 
     @eqx.filter_jit
     def _convolve(
@@ -89,18 +91,11 @@ class PeriodicConvolution(GaussianConvolution):
 
         in_order = self._squares, self._amplitudes(sources), self._amplitudes(by_fields)
         slopes = jax.lax.map(slope, in_order, batch_size=_BATCH)
-        return self._multiplicities * slopes / math.prod(self.mesh)
+        return self.waves.shares * slopes / math.prod(self.mesh)
 
     @property
     def _squares(self) -> Float[Array, " wave"]:
-        return jnp.sum(jnp.asarray(self.waves) ** 2, axis=1)
-
-    @property
-    def _multiplicities(self) -> Float[np.ndarray, " wave"]:
-        """Two for a wave that stands for its opposite, which the transform does not keep."""
-        count = np.arange(self.mesh[2] // 2 + 1)
-        alone = (count == 0) | (2 * count == self.mesh[2])
-        return np.tile(np.where(alone, 1.0, 2.0), self.mesh[0] * self.mesh[1])
+        return jnp.sum(jnp.asarray(self.waves.vectors) ** 2, axis=1)
 
     def _amplitudes(self, values: Float[AnyArray, "grid column"]) -> Complex[Array, "wave column"]:
         by_column = jnp.asarray(values).T.reshape(-1, *self.mesh)
@@ -123,8 +118,6 @@ def periodic_convolution(
 
     Exponents in bohr^-2.
     """
-    reciprocal = 2 * np.pi * np.linalg.inv(lattice).T
     nx, ny, nz = (int(count) for count in mesh)
-    counts = np.fft.fftfreq(nx, 1 / nx), np.fft.fftfreq(ny, 1 / ny), np.fft.rfftfreq(nz, 1 / nz)
-    waves = np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1).reshape(-1, 3) @ reciprocal
+    waves = waves_of_grid(lattice, mesh)
     return PeriodicConvolution((nx, ny, nz), waves, source_exponents, target_exponents)

@@ -6,7 +6,6 @@ r"""Plane waves of charges inside a sphere, harmonic by harmonic, and back.
 """
 
 import math
-from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
@@ -18,31 +17,10 @@ from cider.features.spherical import (
     harmonics_recurrence,
     real_spherical_harmonics,
 )
+from cider.features.waves import Waves
 
 AtNodes = Float[np.ndarray, "lm node channel"]
 """Coefficients of spherical harmonics at nodes, of each channel."""
-
-
-class Waves(NamedTuple):
-    """Half of the waves of a uniform grid, as a transform of real values keeps them.
-
-    ``shares`` say how often each stands for itself and its conjugate.
-    """
-
-    vectors: Float[np.ndarray, "wave xyz"]
-    shares: Float[np.ndarray, " wave"]
-
-    @property
-    def lengths(self) -> Float[np.ndarray, " wave"]:
-        """In bohr^-1."""
-        return np.linalg.norm(self.vectors, axis=1)
-
-    @property
-    def directions(self) -> Float[np.ndarray, "wave xyz"]:
-        """Unit vectors; anything where there is no direction."""
-        directions = self.vectors / np.maximum(self.lengths, 1e-30)[:, None]
-        directions[self.lengths == 0] = 0.0, 0.0, 1.0
-        return directions
 
 
 class SphereWaves(eqx.Module):
