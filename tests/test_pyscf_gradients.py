@@ -16,6 +16,7 @@ from cider.plugins.pyscf.gradients import (
     gradient_matrices,
     point_gradients,
 )
+from cider.plugins.pyscf.learned_numint import Settings
 from cider.plugins.pyscf.numint import CiderNumInt
 
 MEMORY = 2000  # MB
@@ -97,7 +98,7 @@ def test_moving_orbitals_under_a_frozen_grid(monkeypatch, kind, spins):
     def energy(step):
         return integrate(integrator, moved(mol, step), grids, functional, dms)
 
-    potential = integrator.potential(mol, grids, functional, tuple(dms), MEMORY)
+    potential = integrator.potential(mol, grids, functional, tuple(dms), Settings())
     gradient = by_orbitals(mol, grids, dms, potential)
     h = 1e-3  # fourth order: error h^4, rounding 1e-15/h
     assert np.sum(gradient * DIRECTION) == pytest.approx(slope(energy, h), abs=1e-9)
@@ -120,10 +121,8 @@ def test_moving_orbitals_and_grid(kind):
     grids = grids_of(mol)
     dms = 0.5 * dft.UKS(mol).run(xc="PBE", max_cycle=2, grids=grids).make_rdm1()
     dms[1] *= 0.9
-    derivatives = integrator.potential_and_grid_derivative(
-        mol, grids, functional, tuple(dms), MEMORY
-    )
-    potential, by_weights, by_centers = derivatives
+    where = mol, grids, functional, tuple(dms), Settings()
+    potential, by_weights, by_centers = integrator.potential_and_grid_derivative(*where)
     by_points = point_gradients(mol, grids, tuple(dms), potential, MEMORY)
     gradient = by_orbitals(mol, grids, dms, potential) + by_centers
     gradient += atom_gradients(grids, by_weights, by_points)
@@ -158,7 +157,7 @@ def slope(function, h):
 def test_blocks_add_up():
     mf = solve(dft.RKS, molecule(WATER), BASELINES["PBE"])
     dms = (mf.make_rdm1(),)
-    potential = mf._numint.potential(mf.mol, mf.grids, mf.xc, dms, MEMORY)
+    potential = mf._numint.potential(mf.mol, mf.grids, mf.xc, dms, Settings())
     whole = gradient_matrices(mf.mol, mf.grids, potential, MEMORY)
     np.testing.assert_allclose(
         gradient_matrices(mf.mol, mf.grids, potential, 1e-3), whole, atol=1e-13

@@ -13,6 +13,7 @@ from pyscf.gto import CHARGE_OF, charge
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.atomic_orbitals import ao_blocks
 from cider.plugins.pyscf.density_matrices import eigenvectors
+from cider.plugins.pyscf.learned_numint import Settings
 
 _DERIVATIVES = ((1, 2, 3), (4, 5, 6), (5, 7, 8), (6, 8, 9))
 """Which components of the orbitals are the gradients of their values and of their gradients."""
@@ -84,7 +85,7 @@ class CiderGradients:
         grids = self.base.grids if self.grids is None else self.grids
         max_memory = max(2000, self.max_memory * 0.9 - lib.current_memory()[0])
         integrator, functional = self.base._numint, self.base.xc
-        settings = mol, grids, functional, dms, max_memory
+        settings = mol, grids, functional, dms, Settings(max_memory=max_memory)
         if not self.grid_response:
             potential = integrator.potential(*settings)
             return gradient_matrices(mol, grids, potential, max_memory), None

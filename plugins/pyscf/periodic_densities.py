@@ -4,21 +4,12 @@ Matrices have an axis of k-points where the integration has several.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Inexact
 
-
-class Settings(NamedTuple):
-    """What PySCF passes on behind the density matrices, in its order."""
-
-    relativity: int = 0
-    hermi: int = 1
-    kpts: Any = None
-    kpts_band: Any = None
-    max_memory: float = 2000
-    verbose: Any = None
+from cider.plugins.pyscf.learned_numint import Settings
 
 
 def densities(

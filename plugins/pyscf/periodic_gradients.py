@@ -13,6 +13,7 @@ from pyscf.pbc.grad import krks as krks_gradients
 from pyscf.pbc.grad import kuks as kuks_gradients
 
 from cider.functional import CiderFunctional
+from cider.plugins.pyscf.learned_numint import Settings
 from cider.plugins.pyscf.learned_part import density_of, threads_of_pyscf
 from cider.plugins.pyscf.periodic import CiderKNumInt, require_all_k_points
 
@@ -70,7 +71,8 @@ class CiderPeriodicGradients:
         max_memory = max(2000, self.max_memory * 0.9 - lib.current_memory()[0])
         integrator = self.base._numint
         where = self.cell, grids
-        potential = integrator.potential(*where, self.base.xc, dms, kpts, max_memory)
+        settings = Settings(kpts=kpts, max_memory=max_memory)
+        potential = integrator.potential(*where, self.base.xc, dms, settings)
         return gradient_matrices(integrator, *where, potential, kpts, max_memory)
 
     def get_stress(self) -> Float[np.ndarray, "xyz xyz"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 
 from cider.features.convolution import GaussianConvolution
 from cider.functional import CiderFunctional
@@ -42,14 +42,16 @@ class XCKernel:
             )
 
     def potential(
-        self, rho: Float[np.ndarray, "spin ingredient grid"], triplet: bool = False
-    ) -> Float[np.ndarray, "spin ingredient grid"]:
+        self, rho: Inexact[np.ndarray, "spin ingredient grid"], triplet: bool = False
+    ) -> Inexact[np.ndarray, "spin ingredient grid"]:
         """Change of the derivative by rho, grad rho and tau, for a change of these.
 
         ``triplet`` is for a closed shell, of whose spins the second changes by the opposite of the
         first: ``rho`` is then twice the change of spin up, and what is returned is that of its
         potential.
         """
+        if np.iscomplexobj(rho):
+            return self.potential(rho.real, triplet) + 1j * self.potential(rho.imag, triplet)
         semilocal = self._semilocal_triplet if triplet else self._semilocal
         potential = np.einsum("xaybg,ybg->xag", semilocal, rho)
         learned = self._learned_triplet if triplet else self._learned
