@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -133,22 +134,30 @@ def convert_installed(
 def _functional(name: str, model: Record) -> LearnedFunctional:
     if model.fields.get("libxc_baseline") is not None:
         raise NotImplementedError(f"{model.where}: the model adds a functional of libxc to its own")
-    _refuse_dispersion(model)
     kernel_name = {"MappedXC": "MappedDFTKernel", "MappedXC2": "MappedDFTKernel2"}[model.name]
     kernels = [_record(given, kernel_name, model) for given in model.get("kernels", list)]
     descriptors, references = _descriptors(_part(model, "settings", "FeatureSettings"))
     terms = tuple(_term(kernel, descriptors, references) for kernel in kernels)
-    return LearnedFunctional(name, descriptors, terms)
+    return LearnedFunctional(name, descriptors, terms, _dispersion(model))
 
 
-def _refuse_dispersion(model: Record) -> None:
-    kinds = [model.fields.get(key) for key in ("vdw_fit_term", "vdw_fit_info", "vdw_eval_mode")]
-    if any(kind is not None for kind in kinds):
+def _dispersion(model: Record) -> str | None:
+    """The correction beside which the model was trained: D4 with the parameters of a functional."""
+    keys = ("vdw_fit_term", "vdw_fit_info", "vdw_eval_mode")
+    term, info, mode = given = [model.fields.get(key) for key in keys]
+    if given == [None, None, None]:
+        return None
+    parameters = info.get("params") if isinstance(info, dict) else None
+    parameters = dict(parameters) if isinstance(parameters, dict) else {}
+    three_bodies = parameters.pop("atm", False)
+    method = parameters.pop("xc", None)
+    known = isinstance(method, str) and re.fullmatch(r"[A-Za-z0-9_-]+", method)
+    if (term, mode) != ("d4", "post_density") or not known or any(parameters.values()):
         raise NotImplementedError(
-            f"{model.where}: the model was trained beside a dispersion correction "
-            f"({str(kinds[0]).upper()}), whose energy is added to that of the density; cider has "
-            "no D4 dispersion yet, and without it the functional would be another one"
+            f"{model.where}: the model was trained beside a dispersion correction other than D4 "
+            f"with the parameters of a functional ({term!r}, {info!r}, {mode!r})"
         )
+    return f"d4{'' if three_bodies else '2b'}:{method.lower()}"
 
 
 def _term(

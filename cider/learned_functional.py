@@ -19,11 +19,14 @@ class LearnedFunctional(eqx.Module):
     r"""Energy :math:`E = \sum_t \int e_t[n_\uparrow, n_\downarrow]\, d^3r` of its terms.
 
     All read descriptors of the spin-scaled densities :math:`2 n_\sigma`, which are computed once.
+    ``dispersion`` is a correction beside which they were trained, in the notation of PySCF's
+    ``mf.disp`` such as "d4:pbe"; hosts add it to the energy.
     """
 
     name: str = eqx.field(static=True)
     descriptors: Descriptors
     terms: tuple[ExchangeTerm | CorrelationTerm, ...]
+    dispersion: str | None = eqx.field(static=True, default=None)
 
     def __check_init__(self) -> None:
         if not self.terms:

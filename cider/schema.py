@@ -46,8 +46,10 @@ Shapes = dict[str, tuple[int, ...]]
 def specification_of(functional: LearnedFunctional) -> Header:
     """All of a functional but its arrays, as JSON has it."""
     descriptors = functional.descriptors
+    beside = {} if functional.dispersion is None else {"dispersion": functional.dispersion}
     return {
         "name": functional.name,
+        **beside,
         "descriptors": {
             "level": descriptors.level,
             "kinetic": descriptors.kinetic,
@@ -74,8 +76,9 @@ def build(specification: Header, arrays: Arrays) -> LearnedFunctional:
         KeyError, TypeError, AttributeError: The specification is incomplete or of another kind.
     """
     name = specification["name"]
-    if not isinstance(name, str):
-        raise TypeError(f"name {name!r}")
+    dispersion = specification.get("dispersion")
+    if not isinstance(name, str) or not isinstance(dispersion, str | None):
+        raise TypeError(f"name {name!r}, dispersion {dispersion!r}")
     descriptors = _build_descriptors(specification["descriptors"])
     terms = specification["terms"]
     shapes = {
@@ -88,7 +91,7 @@ def build(specification: Header, arrays: Arrays) -> LearnedFunctional:
         _build_term(term, _without_prefix(arrays, f"terms/{index}/"))
         for index, term in enumerate(terms)
     )
-    return LearnedFunctional(name, descriptors, tuple(built))
+    return LearnedFunctional(name, descriptors, tuple(built), dispersion)
 
 
 # Energy terms.

@@ -297,6 +297,15 @@ EMPTY = "!!python/object:ciderpress.dft.settings.EmptySettings {}"
 normalizer = "!!python/object:ciderpress.dft.feat_normalizer.ConstantNormalizer"
 
 
+NO_DISPERSION = "vdw_eval_mode: null\nvdw_fit_info: null\nvdw_fit_term: null\n"
+
+
+def dispersion(kind: str, parameters: str) -> str:
+    """In place of ``NO_DISPERSION``."""
+    info = f"{{kind: {kind}, params: {parameters}, term: {kind}, units: Ha}}"
+    return f"vdw_eval_mode: post_density\nvdw_fit_info: {info}\nvdw_fit_term: {kind}\n"
+
+
 def b_splines(x: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
     """All cubic B-splines of uniform knots at points between them."""
     step = (high - low) / (count - 1)

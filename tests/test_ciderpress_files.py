@@ -12,7 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from published_models import EMPTY, MODELS, XC, array, network, scalar, tensor, torch_storage
+from published_models import (
+    EMPTY,
+    MODELS,
+    NO_DISPERSION,
+    XC,
+    array,
+    dispersion,
+    network,
+    scalar,
+    tensor,
+    torch_storage,
+)
 
 from cider import CiderFunctional, ciderpress_file
 from cider.baselines import BASELINES
@@ -25,7 +36,7 @@ from cider.conventions import (
     THOMAS_FERMI_PREFACTOR,
 )
 from cider.density import Density
-from cider.files import load_functional
+from cider.files import load_functional, save_functional
 from cider.input_transform import bounded_ratio
 from cider.learned_functional import LearnedFunctional
 
@@ -159,6 +170,31 @@ def test_exchange_and_correlation_run_in_pyscf(spin: int, path: Path) -> None:
     mf.grids.level = 0
     mf.kernel()
     assert mf.converged and mf.scf_summary["exc"] < 0
+
+
+def test_dispersion_beside_which_a_model_was_trained(path: Path) -> None:
+    pytest.importorskip("pyscf.dispersion")
+    from pyscf import dft, gto
+
+    bare = read(path, XC.text())
+    text = XC.text().replace(NO_DISPERSION, dispersion("d4", "{xc: PBE}"))
+    save_functional(path.with_suffix(".h5"), read(path, text), {})
+    learned = load_functional(path.with_suffix(".h5"))
+    assert bare.dispersion is None and learned.dispersion == "d42b:pbe"
+    assert CiderFunctional(learned).learned.exchange.dispersion is None
+
+    mol = gto.M(atom="He 0 0 0; He 0 0 3", basis="sto-3g", verbose=0)
+    mf = dft.RKS(mol, xc=CiderFunctional(learned))
+    mf.grids.level = 0
+    mf.kernel()
+    expected = dft.RKS(mol, xc="PBE").get_dispersion("d42b:pbe")
+    assert expected < 0
+    assert mf.scf_summary["dispersion"] == pytest.approx(expected, abs=1e-12)
+    assert mf.e_tot == pytest.approx(
+        dft.RKS(mol, xc=CiderFunctional(bare)).set(grids=mf.grids).kernel() + expected, abs=1e-9
+    )
+    mf.disp = False
+    assert not mf.do_disp()
 
 
 def test_exchange_and_correlation_take_no_other_part(path: Path) -> None:
@@ -587,8 +623,12 @@ def test_other_nonlocal_features(old: str, new: str, error: type[Exception], pat
 @pytest.mark.parametrize(
     "old, new, error, message",
     [
-        ("vdw_fit_term: null", "vdw_fit_term: d4", NotImplementedError, "D4"),
+        ("vdw_fit_term: null", "vdw_fit_term: d4", NotImplementedError, "dispersion"),
         ("vdw_fit_info: null", "vdw_fit_info: {kind: d4}", NotImplementedError, "dispersion"),
+        (NO_DISPERSION, dispersion("d3", "{xc: PBE}"), NotImplementedError, "'d3'"),
+        (NO_DISPERSION, dispersion("d4", "{}"), NotImplementedError, "dispersion"),
+        (NO_DISPERSION, dispersion("d4", "[PBE]"), NotImplementedError, "PBE"),
+        (NO_DISPERSION, dispersion("d4", "{xc: PBE, ga: 3.0}"), NotImplementedError, "ga"),
         ("mode: NPOL", "mode: POL", NotImplementedError, "mode 'POL'"),
         ("mode: NPOL", "mode: SEP", NotImplementedError, "multiplies another energy"),
         ("mode: SEP", "mode: NPOL", NotImplementedError, "multiplies another energy"),

@@ -30,6 +30,11 @@ def cider_builder(
         raise NotImplementedError(
             f"{functional} is not available in mode {params.mode.name!r}: use mode=PW(ecut)"
         )
+    if functional.learned.dispersion:
+        raise NotImplementedError(
+            f"{functional} was trained beside the dispersion correction "
+            f"{functional.learned.dispersion}, which is available with PySCF only"
+        )
     if params.mode.dtype != "double":
         raise NotImplementedError(f"{functional} needs double precision: PW(ecut, dtype='double')")
     return CiderBuilder(functional, atoms, params, comm=comm, log=log)

@@ -201,10 +201,12 @@ class CiderKohnSham:
     def dispersion_model(self, disp: Any = None) -> Any:
         """What PySCF understands without knowing the functional, such as "d4:pbe0", or False.
 
-        Raises ``ValueError`` where neither the functional nor ``mf.disp`` says whose parameters to
-        take, and ``NotImplementedError`` for cells.
+        By default that beside which the functional was trained, if any. Raises ``ValueError``
+        where neither the functional nor ``mf.disp`` says whose parameters to take, and
+        ``NotImplementedError`` for cells.
         """
         disp = self.disp if disp is None else disp
+        disp = self.xc.learned.dispersion if disp is None else disp
         if not disp:
             return False
         _require_molecule(self, "dispersion corrections")
