@@ -30,6 +30,9 @@ PARTS = ("energies", "scf", "times")
 CORRELATION = "GGA_C_PBE"
 """Beside the learned exchange, in self-consistent energies and times."""
 
+NEGLIGIBLE = 36.0
+"""Direct sums leave out Gaussians below e to minus this, 2e-16."""
+
 LEAST_DIFFERENCE = 1e-6
 """Exchange energies (Ha) further apart than this are compared with direct sums."""
 
@@ -107,6 +110,9 @@ def molecule(settings: argparse.Namespace, system: str) -> tuple[Any, Any]:
     mf = dft.KS(mol, xc="PBE").density_fit()
     mf.grids.level = settings.grid_level
     mf.kernel()
+    if not mf.converged:
+        mf = mf.newton()
+        mf.kernel(mf.mo_coeff, mf.mo_occ)
     return mol, mf.make_rdm1()
 
 
@@ -203,27 +209,13 @@ def direct_features(integrator: Any, mol: Any, grids: Any, dm: Any) -> Any:
     Sums over grids of the same level that are not pruned: shape (spin, feature, grid). Zero where
     the density is below the cutoff of ciderpress.
     """
-    import jax
-    import jax.numpy as jnp
     import numpy as np
     from pyscf import dft
-
-    from cider.conventions import float64
 
     plan = integrator.nldfgen.plan
     sources = dft.Grids(mol).set(level=grids.level, prune=None)
     sources.build()
-
-    @float64
-    @jax.jit
-    def summed(coords: Any, charges: Any, exponent: Any, targets: Any, exponents: Any) -> Any:
-        def at(target: Any) -> Any:
-            position, own = target
-            distance_squared = jnp.sum((coords - position[None]) ** 2, axis=1)
-            screened = charges * jnp.exp(-exponent * distance_squared)
-            return jnp.exp(-own[:, None] * distance_squared[None]) @ screened
-
-        return jax.lax.map(at, (targets, exponents))
+    summed = direct_sums()
 
     def exponent(rho: Any, number: int) -> Any:
         # A plan of two spins scales the density itself.
@@ -245,6 +237,32 @@ def direct_features(integrator: Any, mol: Any, grids: Any, dm: Any) -> Any:
         ).T
         features.append(values)
     return np.stack(features)
+
+
+def direct_sums() -> Callable[..., Any]:
+    r"""Sums :math:`\sum_s q_s e^{-(a_s + b_{ti}) |r_s - r_t|^2}` at each target, in threads.
+
+    Arguments: r_s, q_s, a_s of the sources, r_t and b_ti of the targets.
+    """
+    import numba
+    import numpy as np
+
+    @numba.njit(parallel=True, error_model="numpy")
+    def summed(coords: Any, charges: Any, exponents: Any, targets: Any, own: Any) -> Any:
+        sums = np.zeros(own.shape)
+        for t in numba.prange(len(targets)):
+            for s in range(len(coords)):
+                dx = coords[s, 0] - targets[t, 0]
+                dy = coords[s, 1] - targets[t, 1]
+                dz = coords[s, 2] - targets[t, 2]
+                squared = dx * dx + dy * dy + dz * dz
+                for i in range(own.shape[1]):
+                    argument = (exponents[s] + own[t, i]) * squared
+                    if argument < NEGLIGIBLE:
+                        sums[t, i] += charges[s] * np.exp(-argument)
+        return sums
+
+    return summed
 
 
 def energy_of_features(integrator: Any, mol: Any, grids: Any, dm: Any, features: Any) -> float:
