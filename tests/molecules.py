@@ -11,12 +11,12 @@ from pyscf import dft, gto
 from cider.density import Density
 
 
-def water_cluster() -> str:
-    """Eight water molecules on a distorted cube, oxygen neighbours 2.8 Angstrom apart."""
+def water_cluster(*sides: int) -> str:
+    """Water molecules on a distorted cubic lattice, oxygen neighbours 2.8 Angstrom apart."""
     oxygen, hydrogen = np.zeros(3), np.array([[0.76, 0.0, 0.59], [-0.76, 0.0, 0.59]])
     rng = np.random.default_rng(8)
     lines = []
-    for corner in np.ndindex(2, 2, 2):
+    for corner in np.ndindex(*sides):
         rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
         center = 2.8 * np.array(corner) + 0.1 * rng.normal(size=3)
         for symbol, position in (("O", oxygen), ("H", hydrogen[0]), ("H", hydrogen[1])):
@@ -35,7 +35,8 @@ def from_ase(name: str) -> str:
 MOLECULES = {
     "water": dict(atom=from_ase("H2O")),
     "benzene": dict(atom=from_ase("C6H6")),
-    "water cluster": dict(atom=water_cluster()),
+    "4 waters": dict(atom=water_cluster(2, 2, 1)),
+    "8 waters": dict(atom=water_cluster(2, 2, 2)),
     "SO2": dict(atom=from_ase("SO2")),
     "zinc complex": dict(
         atom="Zn 0 0 0; N 0 0 2.0; H 0.95 0 2.35; H -0.475 0.8227 2.35; H -0.475 -0.8227 2.35",

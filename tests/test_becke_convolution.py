@@ -82,7 +82,10 @@ def relative_rms(features, exact):
     return np.sqrt(np.mean((features / exact - 1) ** 2, axis=1)).max()
 
 
-@pytest.mark.parametrize("name", MOLECULES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "8 waters" else ()) for n in MOLECULES],
+)
 def test_features_of_molecules(name, x64):
     """Relative rms of every feature, weighted by energy, below 2e-4 at the default setting, and
     the energy of a plain function of them right to 1e-6.
