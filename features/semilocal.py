@@ -11,9 +11,11 @@ from cider.conventions import REDUCED_GRADIENT_PREFACTOR, THOMAS_FERMI_PREFACTOR
 GRADIENT_SCALE = 0.25
 """The bounded gradient is zero where p is one over this."""
 
-_LEAST_ALPHA = -0.5
-"""Orbitals have alpha >= 0, and tau as well; less comes from a broken density matrix, and -1 would
-be a pole."""
+_LEAST_ALPHA = -0.01
+"""Orbitals have alpha >= 0, and tau as well. Less comes from densities that are none of orbitals:
+interpolated ones, pseudo densities in a sphere. From -0.5, models went far beyond what they were
+trained on (1.4 mHa of the exchange of He in GPAW); at 0, rounding would decide over derivatives of
+one orbital's density."""
 
 
 def reduced_gradient_squared(

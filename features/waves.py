@@ -33,9 +33,20 @@ def waves_of_grid(
     lattice: Float[np.ndarray, "vector xyz"], mesh: Sequence[int] | Int[np.ndarray, "3"]
 ) -> Waves:
     """Those of ``mesh`` points along each lattice vector (rows, bohr), in a transform's order."""
+    numbers = wave_numbers(mesh)
+    alone = (numbers[:, 2] == 0) | (2 * numbers[:, 2] == mesh[2])
+    return Waves(numbers @ reciprocal_lattice(lattice), np.where(alone, 1.0, 2.0))
+
+
+def wave_numbers(mesh: Sequence[int] | Int[np.ndarray, "3"]) -> Float[np.ndarray, "wave 3"]:
+    """How often each of those waves goes up and down along each lattice vector."""
     nx, ny, nz = (int(count) for count in mesh)
     counts = np.fft.fftfreq(nx, 1 / nx), np.fft.fftfreq(ny, 1 / ny), np.fft.rfftfreq(nz, 1 / nz)
-    numbers = np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1).reshape(-1, 3)
-    alone = (numbers[:, 2] == 0) | (2 * numbers[:, 2] == nz)
-    reciprocal = 2 * np.pi * np.linalg.inv(lattice).T
-    return Waves(numbers @ reciprocal, np.where(alone, 1.0, 2.0))
+    return np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def reciprocal_lattice(
+    lattice: Float[np.ndarray, "vector xyz"],
+) -> Float[np.ndarray, "vector xyz"]:
+    r"""Rows :math:`b_i` (bohr^-1) with :math:`a_i \cdot b_j = 2\pi\delta_{ij}`."""
+    return 2 * np.pi * np.linalg.inv(lattice).T

@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import numpy as np
 from gpaw.sphere.lebedev import R_nv, Y_nL, weight_n
-from gpaw.xc.mgga import create_kinetic
+from gpaw.utilities import pack_hermitian, unpack_density
 from gpaw.xc.pawcorrection import rnablaY_nLv
 from jaxtyping import Float
+from scipy.interpolate import make_interp_spline
 
 from cider.density import Density
 from cider.features.augmented_convolution import SphericalShells
@@ -19,53 +20,41 @@ STRIDE = 3
 
 
 class PartialWaveDensity(eqx.Module):
-    """Density of one kind of partial waves, all-electron or pseudo, on the points of a sphere.
+    """Density of one kind of partial waves, all-electron or pseudo, at the points of a sphere.
 
-    ``pairs`` are radial products of partial waves, ``slopes`` their derivatives, and ``kinetic``
-    the kinetic energy densities of pairs at each point; the ``core`` arrays come on top. Shells
-    leave out the nucleus, which has no weight.
+    Points are all shells of each direction in turn, without the nucleus, which has no weight.
+    ``core`` comes on top of what the waves make.
     """
 
-    radii: Float[np.ndarray, " shell"]
-    pairs: Float[np.ndarray, "pair shell"]
-    slopes: Float[np.ndarray, "pair shell"]
-    core: Float[np.ndarray, " shell"]
-    core_slope: Float[np.ndarray, " shell"]
-    core_tau: Float[np.ndarray, " shell"]
-    kinetic: Float[np.ndarray, "packed angle shell"] | None
-    coupling: Float[np.ndarray, "packed pair lm"]
+    waves: Float[np.ndarray, "wave point"]
+    gradients: Float[np.ndarray, "xyz wave point"]
+    core: Density
 
     def apply(self, matrices: Float[np.ndarray, "spin packed"]) -> Density:
-        """Density of packed density matrices, as many points as angles times shells."""
-        coefficients = np.einsum("sp,pql->slq", matrices, self.coupling)
-        radial, slope = coefficients @ self.pairs, coefficients @ self.slopes
-        num_spins = len(matrices)
-        radial[:, 0] += self.core * np.sqrt(4 * np.pi) / num_spins
-        slope[:, 0] += self.core_slope * np.sqrt(4 * np.pi) / num_spins
-        harmonics, gradients = _harmonics(radial.shape[1])
-        rho = np.einsum("nl,slg->sng", harmonics, radial)
-        grad_rho = R_nv.T[:, :, None] * np.einsum("nl,slg->sng", harmonics, slope)[:, None]
-        grad_rho += np.einsum("nlv,slg->svng", gradients, radial / self.radii)
+        """Density of packed density matrices."""
+        unpacked = unpack_density(matrices)
+        contracted = unpacked @ self.waves
+        rho = np.sum(self.waves * contracted, axis=1)
+        grad_rho = 2 * np.einsum("vip,sip->svp", self.gradients, contracted)
         tau = None
-        if self.kinetic is not None:
-            tau = np.tensordot(matrices, self.kinetic, 1) + self.core_tau / num_spins
-        by_points = rho, grad_rho, tau
-        return Density(*jax.tree.map(lambda array: array.reshape(*array.shape[:-2], -1), by_points))
+        if self.core.tau is not None:
+            tau = sum(
+                0.5 * np.sum(slopes * (unpacked @ slopes), axis=1) for slopes in self.gradients
+            )
+        valence = Density(rho, grad_rho, tau)
+        return jax.tree.map(lambda own, core: own + core / len(matrices), valence, self.core)
 
     def transpose(self, by_density: Density) -> Float[np.ndarray, "spin packed"]:
         """The transposed map, of derivatives by the density at each point."""
-        shape = len(weight_n), len(self.radii)
-        by_points = jax.tree.map(lambda array: array.reshape(*array.shape[:-1], *shape), by_density)
-        rho, grad_rho, tau = by_points.rho, by_points.grad_rho, by_points.tau
-        harmonics, gradients = _harmonics(self.coupling.shape[2])
-        by_radial = np.einsum("nl,sng->slg", harmonics, rho)
-        by_radial += np.einsum("nlv,svng->slg", gradients, grad_rho) / self.radii
-        by_slope = np.einsum("nl,nv,svng->slg", harmonics, R_nv, grad_rho, optimize=True)
-        by_coefficients = by_radial @ self.pairs.T + by_slope @ self.slopes.T
-        by_matrices = np.einsum("slq,pql->sp", by_coefficients, self.coupling)
-        if tau is not None and self.kinetic is not None:
-            by_matrices += np.tensordot(tau, self.kinetic, ((1, 2), (1, 2)))
-        return by_matrices
+        by_rho, by_grad_rho = np.asarray(by_density.rho), np.asarray(by_density.grad_rho)
+        weighted = by_rho[:, None] * self.waves
+        weighted += 2 * np.einsum("svp,vip->sip", by_grad_rho, self.gradients)
+        by_matrices = weighted @ self.waves.T
+        if by_density.tau is not None:
+            by_tau = 0.5 * np.asarray(by_density.tau)[:, None]
+            by_matrices += sum((by_tau * slopes) @ slopes.T for slopes in self.gradients)
+        symmetric = (by_matrices + by_matrices.swapaxes(1, 2)) / 2
+        return np.array([pack_hermitian(own) for own in symmetric])
 
 
 class AugmentationSphere(eqx.Module):
@@ -105,16 +94,17 @@ def augmentation_sphere(correction: Any, needs_tau: bool) -> AugmentationSphere:
     """
     if correction.nc_corehole_g is not None:
         raise NotImplementedError("data sets with core holes are not available with a learned part")
+    shells = _shells(correction)
     kinds = [
-        _partial_wave_density(correction, needs_tau, *kind)
+        _partial_wave_density(correction, shells, needs_tau, *kind)
         for kind in (
-            (correction.phi_jg, correction.n_qg, correction.nc_g, correction.tauc_g),
-            (correction.phit_jg, correction.nt_qg, correction.nct_g, correction.tauct_g),
+            (correction.phi_jg, correction.nc_g, correction.tauc_g),
+            (correction.phit_jg, correction.nct_g, correction.tauct_g),
         )
     ]
-    volumes = correction.rgd.dv_g[_shells(correction)] * STRIDE
-    shells = SphericalShells(kinds[0].radii, R_nv, np.outer(weight_n, volumes))
-    return AugmentationSphere(all_electron=kinds[0], pseudo=kinds[1], shells=shells)
+    volumes = correction.rgd.dv_g[shells] * STRIDE
+    points = SphericalShells(correction.rgd.r_g[shells], R_nv, np.outer(weight_n, volumes))
+    return AugmentationSphere(all_electron=kinds[0], pseudo=kinds[1], shells=points)
 
 
 def joined(densities: Sequence[Density]) -> Density:
@@ -132,31 +122,46 @@ def split(density: Density, sizes: Sequence[int]) -> list[Density]:
 
 def _partial_wave_density(
     correction: Any,
+    shells: slice,
     needs_tau: bool,
     waves: Sequence[np.ndarray],
-    pairs: Float[np.ndarray, "pair radial"],
     core: Float[np.ndarray, " radial"],
     core_tau: Float[np.ndarray, " radial"] | None,
 ) -> PartialWaveDensity:
-    shells = _shells(correction)
-    slopes, core_slope = np.empty_like(pairs), np.empty_like(core)
-    for pair, slope in zip((*pairs, core), (*slopes, core_slope), strict=True):
-        correction.rgd.derivative(pair, slope)
-    kinetic = None
+    radii = correction.rgd.r_g[shells]
+    indices = np.array([index for index, _, _ in correction.jlL])
+    harmonics = np.array([lm for _, _, lm in correction.jlL])
+    values, slopes = _with_slopes(correction.rgd, np.array(waves), shells)
+    angular, angular_gradients = Y_nL[:, harmonics].T, rnablaY_nLv[:, harmonics].T
+    along = np.einsum("nv,in,ig->ving", R_nv, angular, slopes[indices])
+    across = np.einsum("vin,ig->ving", angular_gradients, values[indices] / radii)
+    core_rho, core_slope = _with_slopes(correction.rgd, core[None], shells)
+    tau = None
     if needs_tau:
-        by_angle = np.zeros((len(weight_n), correction.nii, correction.ng))
-        create_kinetic(correction, len(weight_n), waves, by_angle)
-        kinetic = np.ascontiguousarray(by_angle[:, :, shells].swapaxes(0, 1))
+        by_shell = _kinetic_core(core_tau, correction.ng)[shells] / np.sqrt(4 * np.pi)
+        tau = np.tile(by_shell, len(R_nv))[None]
     return PartialWaveDensity(
-        radii=correction.rgd.r_g[shells],
-        pairs=pairs[:, shells],
-        slopes=slopes[:, shells],
-        core=core[shells],
-        core_slope=core_slope[shells],
-        core_tau=_kinetic_core(core_tau, correction.ng)[shells] / np.sqrt(4 * np.pi),
-        kinetic=kinetic,
-        coupling=correction.B_pqL,
+        waves=np.einsum("in,ig->ing", angular, values[indices]).reshape(len(indices), -1),
+        gradients=(along + across).reshape(3, len(indices), -1),
+        core=Density(
+            rho=np.tile(core_rho, len(R_nv)),
+            grad_rho=np.einsum("nv,sg->svng", R_nv, core_slope).reshape(1, 3, -1),
+            tau=tau,
+        ),
     )
+
+
+def _with_slopes(
+    grid: Any, values: Float[np.ndarray, "function radial"], shells: slice
+) -> tuple[Float[np.ndarray, "function shell"], Float[np.ndarray, "function shell"]]:
+    """Values and derivatives by the radius on shells, of functions on GPAW's radial grid.
+
+    GPAW's own differences of neighbours make the iso-orbital indicator of one orbital, which is
+    zero, as large as 0.01.
+    """
+    numbers = np.arange(values.shape[1])
+    slopes = make_interp_spline(numbers, values, k=5, axis=1).derivative()(numbers)
+    return values[:, shells], (slopes / grid.dr_g[: values.shape[1]])[:, shells]
 
 
 def _shells(correction: Any) -> slice:
@@ -178,8 +183,3 @@ def _kinetic_core(
 ) -> Float[np.ndarray, " radial"]:
     """Zero for data sets without one, which functionals of GGA level may have."""
     return np.zeros(size) if core_tau is None else core_tau
-
-
-def _harmonics(count: int) -> tuple[Float[np.ndarray, "angle lm"], Float[np.ndarray, "angle lm 3"]]:
-    """Spherical harmonics in the directions of the quadrature, and r times their gradients."""
-    return Y_nL[:, :count], rnablaY_nLv[:, :count]

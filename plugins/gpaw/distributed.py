@@ -1,5 +1,6 @@
-"""The convolution of points that are spread over the ranks of a domain decomposition."""
+"""Linear maps of points that are spread over the ranks of a domain decomposition."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from cider.conventions import AnyArray
 from cider.features.augmented_convolution import AugmentedConvolution, augmented_convolution
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
+from cider.features.spectral_gradient import SpectralGradient, spectral_gradient
 from cider.plugins.gpaw.augmentation import AugmentationSphere
 
 
@@ -58,6 +60,38 @@ class DistributedConvolution(GaussianConvolution):
         return everywhere
 
 
+class DistributedGradient(eqx.Module):
+    """The gradient on a grid, of which every rank takes its own ``points``."""
+
+    whole: SpectralGradient
+    points: Int[np.ndarray, " grid"]
+    comm: Any = eqx.field(static=True)
+
+    def apply(self, values: Float[np.ndarray, "spin grid"]) -> Float[np.ndarray, "spin xyz grid"]:
+        """As ``SpectralGradient.apply``."""
+        return self.whole.apply(self._gathered(values))[..., self.points]
+
+    def transpose(
+        self, by_gradients: Float[np.ndarray, "spin xyz grid"]
+    ) -> Float[np.ndarray, "spin grid"]:
+        """As ``SpectralGradient.transpose``."""
+        return self.whole.transpose(self._gathered(by_gradients))[..., self.points]
+
+    def _gathered(
+        self, values: Float[np.ndarray, "*shape grid"]
+    ) -> Float[np.ndarray, "*shape all"]:
+        everywhere = np.zeros((*values.shape[:-1], math.prod(self.whole.mesh)))
+        everywhere[..., self.points] = values
+        self.comm.sum(everywhere)
+        return everywhere
+
+
+def distributed_gradient(grid: UGDesc) -> DistributedGradient:
+    """The gradient on a grid, of which each rank has its part."""
+    whole = spectral_gradient(grid.cell, grid.size)
+    return DistributedGradient(whole, _points_of_rank(grid), grid.comm)
+
+
 def distributed_convolution(
     grid: UGDesc,
     spheres: Mapping[int, AugmentationSphere],
@@ -73,12 +107,17 @@ def distributed_convolution(
         nldf.source_ladder.exponents,
         nldf.target_ladder.exponents,
     )
-    numbers = np.arange(np.prod(grid.size)).reshape(grid.size)
-    ranges = [slice(*ends) for ends in zip(grid.start_c, grid.end_c, strict=True)]
-    points, start = [numbers[tuple(ranges)].ravel()], numbers.size
+    points, start = [_points_of_rank(grid)], math.prod(grid.size)
     for atom, sphere in spheres.items():
         end = start + 2 * sphere.shells.num_points
         if atom % grid.comm.size == grid.comm.rank:
             points.append(np.arange(start, end))
         start = end
     return DistributedConvolution(whole, np.concatenate(points), grid.comm)
+
+
+def _points_of_rank(grid: UGDesc) -> Int[np.ndarray, " grid"]:
+    """The number of each point of this rank among those of the whole grid."""
+    numbers = np.arange(math.prod(grid.size)).reshape(grid.size)
+    ranges = [slice(*ends) for ends in zip(grid.start_c, grid.end_c, strict=True)]
+    return numbers[tuple(ranges)].ravel()

@@ -5,21 +5,25 @@ from typing import Any
 import jax
 import numpy as np
 from gpaw.core import UGArray
-from gpaw.new.xc import GGAFunctional, MGGAFunctional, gradient_and_sigma
+from gpaw.new.xc import GGAFunctional, MGGAFunctional
 from gpaw.xc.functional import XCFunctional
 from jaxtyping import Float
 
 from cider.density import Density
+from cider.plugins.gpaw.distributed import DistributedGradient, distributed_gradient
 from cider.plugins.gpaw.learned_energy import LearnedEnergy, Matrices
 
 
 class WithLearnedPart:
     """In front of GPAW's functional of the libxc terms: adds the learned part to what it gives.
 
+    Its gradients of the density come from waves, as GPAW's kinetic energy density does: with those
+    of finite differences, one orbital would not have the least tau that its density allows.
     ``matrices`` are the atomic density matrices of the density that comes next.
     """
 
     learned: LearnedEnergy
+    gradient: DistributedGradient
     matrices: Matrices
     _by_matrices: Matrices
 
@@ -28,12 +32,11 @@ class WithLearnedPart:
     ) -> tuple[float, UGArray, UGArray | None]:
         """Energy (Ha) and potentials; the learned part's energy is that of the spheres as well."""
         exc, vxct_sr, dedtaut_sr = super().calculate(nt_sr, taut_sr)
-        gradn_svr, _ = gradient_and_sigma(self.grad_v, nt_sr)
         energy, potential, self._by_matrices = self.learned.energy_and_derivatives(
-            self._density(nt_sr, gradn_svr, taut_sr), self.matrices
+            self._density(nt_sr, taut_sr), self.matrices
         )
-        vxct_sr.data += potential.rho.reshape(vxct_sr.data.shape)
-        self._add_divergence(vxct_sr, np.asarray(potential.grad_rho))
+        by_density = potential.rho + self.gradient.transpose(np.asarray(potential.grad_rho))
+        vxct_sr.data += by_density.reshape(vxct_sr.data.shape)
         if dedtaut_sr is not None and potential.tau is not None:
             dedtaut_sr.data += potential.tau.reshape(dedtaut_sr.data.shape)
         return exc + energy, vxct_sr, dedtaut_sr
@@ -51,29 +54,16 @@ class WithLearnedPart:
 
     def forces(self, nt_sr: UGArray, taut_sr: UGArray | None) -> Float[np.ndarray, "atom xyz"]:
         """Forces (Ha/bohr) of the learned part, densities and matrices unchanged."""
-        gradn_svr, _ = gradient_and_sigma(self.grad_v, nt_sr)
-        return self.learned.forces(self._density(nt_sr, gradn_svr, taut_sr), self.matrices)
+        return self.learned.forces(self._density(nt_sr, taut_sr), self.matrices)
 
-    def _density(self, nt_sr: UGArray, gradn_svr: UGArray, taut_sr: UGArray | None) -> Density:
+    def _density(self, nt_sr: UGArray, taut_sr: UGArray | None) -> Density:
         reads_tau = taut_sr is not None and self.learned.functional.needs_tau
-        return Density(_flat(nt_sr), _flat(gradn_svr), _flat(taut_sr) if reads_tau else None)
-
-    def _add_divergence(
-        self, vxct_sr: UGArray, by_gradient: Float[np.ndarray, "spin xyz grid"]
-    ) -> None:
-        """Add the derivative by the density of what depends on its gradient."""
-        shape = vxct_sr.data.shape[1:]
-        derivative = np.empty(shape)
-        for vxct_r, by_components in zip(vxct_sr.data, by_gradient, strict=True):
-            for gradient, by_component in zip(self.grad_v, by_components, strict=True):
-                gradient.apply(by_component.reshape(shape).copy(), derivative)
-                vxct_r -= derivative
+        rho = _flat(nt_sr)
+        return Density(rho, self.gradient.apply(rho), _flat(taut_sr) if reads_tau else None)
 
     def _stress(self, *arrays: UGArray, **more: Any) -> Float[np.ndarray, "xyz xyz"]:
         """This rank's part of the derivative by strain (Ha), waves and matrices unchanged."""
-        nt_sr, gradn_svr = arrays[1], more["gradn_svr"]
-        taut_sr = arrays[5] if len(arrays) > 5 else None
-        density = self._density(nt_sr, gradn_svr, taut_sr)
+        density = self._density(arrays[1], arrays[5] if len(arrays) > 5 else None)
         _, potential, _ = self.learned.energy_and_derivatives(density, self.matrices)
         flow = np.einsum("sag,sbg->ab", potential.grad_rho, density.grad_rho)
         compressed = jax.tree.map(lambda x, v: float(np.vdot(x, v)), density, potential)
@@ -110,6 +100,7 @@ def learned_functional(semilocal: XCFunctional, learned: LearnedEnergy) -> Learn
     kind = LearnedMGGA if semilocal.type == "MGGA" else LearnedGGA
     functional = kind(semilocal, learned.grid)
     functional.learned = learned
+    functional.gradient = distributed_gradient(learned.grid)
     return functional
 
 
