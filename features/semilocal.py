@@ -14,7 +14,7 @@ GRADIENT_SCALE = 0.25
 _LEAST_ALPHA = -0.01
 """Orbitals have alpha >= 0, and tau as well. Less comes from densities that are none of orbitals:
 interpolated ones, pseudo densities in a sphere. From -0.5, models went far beyond what they were
-trained on (1.4 mHa of the exchange of He in GPAW); at 0, rounding would decide over derivatives of
+trained on (1.3 mHa of the exchange of He in GPAW); at 0, rounding would decide over derivatives of
 one orbital's density."""
 
 
