@@ -63,4 +63,5 @@ def ao_blocks(mol: Any, grids: Any, max_memory: float, deriv: int = 1) -> Iterat
             out=buffer,
         )
         active = np.flatnonzero(np.repeat(present, shell_sizes))
-        yield AOBlock(points, active, ao.transpose(0, 2, 1), room)
+        by_component = ao if deriv else ao[None]
+        yield AOBlock(points, active, by_component.transpose(0, 2, 1), room)

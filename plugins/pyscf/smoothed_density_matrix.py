@@ -1,0 +1,197 @@
+r"""The smoothed density matrix on PySCF's grids: the linear map S of the design.
+
+.. math:: P_\beta(\mathbf r) = \left(\frac{\beta}{\pi}\right)^{3/2}
+          \int e^{-\beta |\mathbf r - \mathbf r'|^2}\, n_1(\mathbf r', \mathbf r)\, d^3r'
+          = \sum_{ij} \gamma_{ij}\, \phi_i(\mathbf r)\, \tilde\phi_j(\beta; \mathbf r)
+
+The smoothed orbitals, many more numbers than the fields that come of them, live for some hundred
+points at a time; of the fields, all that is kept are the features, quadratic forms of them.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+from pyscf import lib
+from pyscf.dft import numint
+from pyscf.gto import ANG_OF, ATOM_OF, NCTR_OF, NPRIM_OF, PTR_COEFF, PTR_EXP
+
+from cider.conventions import AnyArray, float64
+from cider.features.sdmx import Sdmx
+from cider.features.smoothed_orbitals import Shell, SmoothedOrbitals, SmoothedShells
+from cider.features.threads import thread_pool
+from cider.plugins.pyscf.atomic_orbitals import ao_blocks
+from cider.plugins.pyscf.density_matrices import eigenvectors
+
+POINTS_TOGETHER = 256
+"""Points whose smoothed orbitals are there at the same time, in each thread."""
+
+
+def sdmx_features(
+    mol: Any,
+    grids: Any,
+    sdmx: Sdmx,
+    dms: Float[np.ndarray, "spin set ao ao"],
+    max_memory: float,
+) -> Float[np.ndarray, "spin set feature grid"]:
+    """Features H of density matrices; raises as ``smoothed_shells``."""
+    features = np.zeros((*dms.shape[:2], len(sdmx.terms), len(grids.weights)))
+    for block in _blocks(mol, grids, dms, max_memory):
+
+        def fill(part: _Part, smoothed: SmoothedOrbitals, block: _Block = block) -> None:
+            for index, coefficients in block.coefficients.items():
+                values = _features(sdmx, smoothed.apply(coefficients[:, part.all]))
+                target = features[index][:, block.points]
+                target[:, part.own] = np.asarray(values)[:, : part.size]
+
+        _for_parts(fill, mol, grids, sdmx, block)
+    return features
+
+
+def sdmx_potential_matrices(
+    mol: Any,
+    grids: Any,
+    sdmx: Sdmx,
+    dms: Float[np.ndarray, "spin set ao ao"],
+    by_features: Float[np.ndarray, "spin set feature grid"],
+    max_memory: float,
+) -> Float[np.ndarray, "spin set ao ao"]:
+    """Derivative of an energy by the density matrices, from that by their features."""
+    vmat = np.zeros_like(dms)
+    for block in _blocks(mol, grids, dms, max_memory):
+        by_coefficients = {index: np.empty_like(x) for index, x in block.coefficients.items()}
+
+        def fill(
+            part: _Part,
+            smoothed: SmoothedOrbitals,
+            block: _Block = block,
+            by_coefficients: dict[Any, np.ndarray] = by_coefficients,
+        ) -> None:
+            for index, coefficients in block.coefficients.items():
+                fields = smoothed.apply(coefficients[:, part.all])
+                by_own = by_features[index][:, block.points][:, part.all]
+                by_fields = np.asarray(_derivative_by_fields(sdmx, fields, by_own))
+                values = smoothed.transpose(by_fields)
+                by_coefficients[index][:, part.own] = values[:, : part.size]
+
+        _for_parts(fill, mol, grids, sdmx, block)
+        for index, own in by_coefficients.items():
+            vmat[index][block.active] += lib.ddot(block.ao, np.ascontiguousarray(own.T))
+    return (vmat + vmat.swapaxes(-1, -2)) / 2
+
+
+def smoothed_shells(mol: Any, sdmx: Sdmx) -> SmoothedShells:
+    """The shells of a molecule with what smooths them.
+
+    Raises ``NotImplementedError`` for Cartesian d and higher functions, which are no solid
+    harmonics.
+    """
+    shells = []
+    for row in mol._bas:
+        atom, l, primitives, contractions = row[[ATOM_OF, ANG_OF, NPRIM_OF, NCTR_OF]]
+        if mol.cart and l > 1:
+            raise NotImplementedError(
+                f"{', '.join(sdmx.names)} of Cartesian d functions are not available yet: "
+                "build the molecule with cart=False"
+            )
+        exponents = mol._env[row[PTR_EXP] :][:primitives]
+        coefficients = mol._env[row[PTR_COEFF] :][: primitives * contractions]
+        for own in coefficients.reshape(contractions, primitives):
+            shells.append(Shell(int(atom), int(l), exponents, own))
+    return SmoothedShells(shells, sdmx.exponents, sdmx.needs_gradient, sdmx.needs_slope)
+
+
+def smoothed_orbitals(
+    mol: Any, shells: SmoothedShells, coords: Float[np.ndarray, "grid xyz"]
+) -> SmoothedOrbitals:
+    """The smoothed orbitals of a molecule at some points (bohr)."""
+    harmonics = numint.eval_ao(_solid_harmonics(mol), coords, deriv=int(shells.with_gradient))
+    by_component = harmonics.reshape(shells.num_components, len(coords), -1)
+    offsets = coords[:, None] - mol.atom_coords()
+    return SmoothedOrbitals(shells, by_component.transpose(0, 2, 1), offsets)
+
+
+class _Block(NamedTuple):
+    """Some points of the grid, the orbitals there, and their smoothed ones' coefficients.
+
+    ``coefficients`` are sums over the orbitals of each density matrix times their values.
+    """
+
+    points: slice
+    active: Int[np.ndarray, " active"]
+    ao: Float[np.ndarray, "active grid"]
+    coefficients: dict[tuple[int, ...], Float[np.ndarray, "ao grid"]]
+
+
+class _Part(NamedTuple):
+    """Points of a block that go together; ``all`` are of one number, the last one repeated."""
+
+    all: Int[np.ndarray, " some"]
+    size: int
+
+    @property
+    def own(self) -> slice:
+        return slice(int(self.all[0]), int(self.all[0]) + self.size)
+
+
+def _blocks(
+    mol: Any, grids: Any, dms: Float[np.ndarray, "spin set ao ao"], max_memory: float
+) -> Iterator[_Block]:
+    orbitals = {index: eigenvectors(dms[index]) for index in np.ndindex(dms.shape[:2])}
+    for points, active, ao, _ in ao_blocks(mol, grids, max_memory, deriv=0):
+        coefficients = {}
+        for index, (occupations, vectors) in orbitals.items():
+            psi = lib.ddot(np.ascontiguousarray(vectors[:, active]), ao[0])
+            coefficients[index] = lib.ddot(vectors.T, occupations[:, None] * psi)
+        yield _Block(points, active, ao[0], coefficients)
+
+
+def _for_parts(
+    function: Callable[[_Part, SmoothedOrbitals], None],
+    mol: Any,
+    grids: Any,
+    sdmx: Sdmx,
+    block: _Block,
+) -> None:
+    """Call a function with parts of a block and the smoothed orbitals there, in threads."""
+    coords, size = grids.coords[block.points], block.ao.shape[1]
+    shells = smoothed_shells(mol, sdmx)
+
+    @float64
+    def run(start: int) -> None:
+        index = np.minimum(np.arange(start, start + POINTS_TOGETHER), size - 1)
+        with lib.with_omp_threads(1):
+            smoothed = smoothed_orbitals(mol, shells, coords[index])
+        function(_Part(index, min(POINTS_TOGETHER, size - start)), smoothed)
+
+    with thread_pool() as pool:
+        list(pool.map(run, range(0, size, POINTS_TOGETHER)))
+
+
+def _solid_harmonics(mol: Any) -> Any:
+    """A molecule whose orbitals are solid harmonics: PySCF's Gaussians of exponent zero."""
+    harmonics = mol.copy(deep=False)
+    rows = np.repeat(mol._bas, mol._bas[:, NCTR_OF], axis=0)
+    rows[:, [NPRIM_OF, NCTR_OF]] = 1
+    rows[:, PTR_EXP], rows[:, PTR_COEFF] = len(mol._env), len(mol._env) + 1
+    harmonics._bas, harmonics._env = rows, np.append(mol._env, [0.0, 1.0])
+    return harmonics
+
+
+@eqx.filter_jit
+def _features(
+    sdmx: Sdmx, fields: Float[AnyArray, "grid component smoothing"]
+) -> Float[Array, "feature grid"]:
+    return sdmx.features(fields)
+
+
+@eqx.filter_jit
+def _derivative_by_fields(
+    sdmx: Sdmx,
+    fields: Float[AnyArray, "grid component smoothing"],
+    by_features: Float[AnyArray, "feature grid"],
+) -> Float[Array, "grid component smoothing"]:
+    return jax.vjp(sdmx.features, fields)[1](by_features)[0]
