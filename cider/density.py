@@ -12,12 +12,14 @@ class Density(eqx.Module):
 
     The ``spin`` axis has length 1 (closed shell, total density) or 2 (spin up, spin down).
     ``tau`` is positive and carries the factor one half; ``None`` where it was not computed.
+    ``sdmx`` are features of the density matrix, quadratic forms of it (``cider.features.sdmx``).
     The derivative of an energy by a density is again a ``Density``.
     """
 
     rho: Float[AnyArray, "spin grid"]
     grad_rho: Float[AnyArray, "spin xyz grid"]
     tau: Float[AnyArray, "spin grid"] | None = None
+    sdmx: Float[AnyArray, "spin feature grid"] | None = None
 
     @property
     def sigma(self) -> Float[Array, "spin grid"]:
@@ -40,16 +42,19 @@ class Density(eqx.Module):
         Exchange obeys :math:`E_x[\rho_\uparrow, \rho_\downarrow] = \frac12 \sum_\sigma
         E_x[2\rho_\sigma]` (Oliver, Perdew, Phys. Rev. A 20, 397 (1979)); a closed shell is its
         own scaled density. With n spins the energy is the mean over the spin axis of what the
-        scaled densities give.
+        scaled densities give. Of a derivative by the scaled densities, the same factors make that
+        by the densities.
         """
         factor = self.num_spins
         tau = None if self.tau is None else factor * self.tau
-        return Density(factor * self.rho, factor * self.grad_rho, tau)
+        sdmx = None if self.sdmx is None else factor**2 * self.sdmx
+        return Density(factor * self.rho, factor * self.grad_rho, tau, sdmx)
 
     def of_spins(self, spins: slice) -> "Density":
         """The densities of some spins: of NumPy arrays, a view."""
         tau = None if self.tau is None else self.tau[spins]
-        return Density(self.rho[spins], self.grad_rho[spins], tau)
+        sdmx = None if self.sdmx is None else self.sdmx[spins]
+        return Density(self.rho[spins], self.grad_rho[spins], tau, sdmx)
 
     def of_spin(self, spin: int) -> "Density":
         """The density of one spin alone, with a spin axis of length 1."""

@@ -86,19 +86,18 @@ def shipped_table() -> str:
 
 
 def _ingredients(learned: LearnedFunctional) -> str:
-    nldf = learned.descriptors.nldf
+    nldf, sdmx = learned.descriptors.nldf, learned.descriptors.sdmx
     nonlocal_ = "" if nldf is None else f", {len(nldf.exponents)} nonlocal density features"
-    return _LEVELS[learned.descriptors.level] + nonlocal_
+    of_matrix = "" if sdmx is None else f", {len(sdmx.terms)} features of the density matrix"
+    return _LEVELS[learned.descriptors.level] + nonlocal_ + of_matrix
 
 
 def _features(learned: LearnedFunctional) -> list[Row]:
     descriptors = learned.descriptors
     values = {"p": "0", "alpha": "1", "tau/tau_0": "1"}
-    if descriptors.nldf is not None:
-        values |= {
-            name: f"{value:.6f}"
-            for name, value in zip(descriptors.nldf.names, descriptors.nldf.ueg, strict=True)
-        }
+    for part in (descriptors.nldf, descriptors.sdmx):
+        if part is not None:
+            values |= {n: f"{v:.6f}" for n, v in zip(part.names, part.ueg, strict=True)}
     rows: list[Row] = [
         {"Feature": name, "Scaling power": "0", "Uniform gas": values[name]}
         for name in descriptors.names
@@ -117,6 +116,8 @@ def _constraints(learned: LearnedFunctional) -> Row:
         scaling = (
             f"exact far within {low:.0e} to {high:.0e} electrons per bohr^3, smooth bounds beyond"
         )
+    if learned.descriptors.sdmx is not None:
+        scaling += "; SDMX features to 1e-5 (quadrature over R)"
     excess = sum(
         term.uniform_gas_correction(learned.descriptors)
         for term in learned.terms

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from cider.conventions import DENSITY_CUTOFF, AnyArray
 from cider.density import Density
 from cider.features.nldf import Nldf
+from cider.features.sdmx import Sdmx
 from cider.features.semilocal import bounded_gradient, bounded_isoorbital, bounded_kinetic_ratio
 from cider.input_transform import bounded_ratio
 
@@ -24,6 +25,7 @@ class Descriptors(eqx.Module):
     level: str = eqx.field(static=True)
     nldf: Nldf | None = None
     kinetic: str = eqx.field(static=True, default="alpha")
+    sdmx: Sdmx | None = None
 
     def __check_init__(self) -> None:
         if self.level not in ("GGA", "MGGA"):
@@ -40,14 +42,19 @@ class Descriptors(eqx.Module):
     def names(self) -> tuple[str, ...]:
         """Names of the descriptors, semilocal ones first."""
         semilocal = ("p",) if self.level == "GGA" else ("p", self.kinetic)
-        return semilocal + (() if self.nldf is None else self.nldf.names)
+        return semilocal + tuple(name for part in self._nonlocal for name in part.names)
 
     @property
     def ueg(self) -> tuple[Float[np.ndarray, "semilocal 1"], Float[np.ndarray, "nonlocal 1"]]:
         """Bounded descriptors in the uniform gas (p = 0, alpha = tau/tau_0 = 1)."""
-        semilocal = [-1.0] if self.level == "GGA" else [-1.0, 0.0]
-        count = 0 if self.nldf is None else len(self.nldf.exponents)
-        return np.array(semilocal)[:, None], np.zeros((count, 1))
+        semilocal = np.array([-1.0] if self.level == "GGA" else [-1.0, 0.0])
+        nonlocal_ = [2 * x.ueg / (x.ueg + x.reference) - 1 for x in self._nonlocal]
+        return semilocal[:, None], np.concatenate([np.zeros(0), *nonlocal_])[:, None]
+
+    @property
+    def _nonlocal(self) -> tuple[Nldf | Sdmx, ...]:
+        """The kinds of nonlocal features, in their order."""
+        return tuple(part for part in (self.nldf, self.sdmx) if part is not None)
 
     def nonlocal_features(
         self,
@@ -55,16 +62,27 @@ class Descriptors(eqx.Module):
         sigma: Float[Array, " grid"],
         tau: Float[Array, " grid"] | None,
         fields: Float[AnyArray, "grid target"] | None,
+        sdmx: Float[Array, "sdmx grid"] | None,
     ) -> Float[Array, "nonlocal grid"]:
-        """Nonlocal density features of points; ``rho`` at least the cutoff.
+        """Nonlocal features of points; ``rho`` at least the cutoff.
 
-        ``fields`` are what the convolution of the grid makes of the sources of ``nldf``.
+        ``fields`` are what the convolution of the grid makes of the sources of ``nldf``, and
+        ``sdmx`` the features of the density matrix.
         """
-        if self.nldf is None:
-            return jnp.zeros((0, rho.shape[0]))
-        if fields is None:
-            raise ValueError("nonlocal density features need the fields of their sources")
-        return self.nldf.features(rho, sigma, tau, fields)
+        features = [jnp.zeros((0, rho.shape[0]))]
+        if self.nldf is not None:
+            if fields is None:
+                raise ValueError("nonlocal density features need the fields of their sources")
+            features.append(self.nldf.features(rho, sigma, tau, fields))
+        if self.sdmx is not None:
+            if sdmx is None:
+                raise NotImplementedError(
+                    f"{', '.join(self.sdmx.names)} need the smoothed density matrix, which there "
+                    "is for energies and potentials of molecules in PySCF alone: choose a "
+                    "functional without these features"
+                )
+            features.append(self.sdmx.scaled(rho, sdmx))
+        return jnp.concatenate(features)
 
     def bounded(
         self,
@@ -77,9 +95,10 @@ class Descriptors(eqx.Module):
         semilocal = [bounded_gradient(rho, sigma)]
         if self.level == "MGGA":
             semilocal.append(_KINETIC[self.kinetic](rho, sigma, self._required(tau)))
-        if self.nldf is None:
+        if not self._nonlocal:
             return jnp.stack(semilocal), features
-        return jnp.stack(semilocal), bounded_ratio(features, jnp.asarray(self.nldf.ueg)[:, None])
+        references = jnp.concatenate([jnp.asarray(part.reference) for part in self._nonlocal])
+        return jnp.stack(semilocal), bounded_ratio(features, references[:, None])
 
     def __call__(
         self,
@@ -87,11 +106,13 @@ class Descriptors(eqx.Module):
         sigma: Float[Array, " grid"],
         tau: Float[Array, " grid"] | None,
         fields: Float[AnyArray, "grid target"] | None,
+        sdmx: Float[Array, "sdmx grid"] | None = None,
     ) -> tuple[Float[Array, "semilocal grid"], Float[Array, "nonlocal grid"]]:
         """Bounded semilocal and nonlocal descriptors of points, from the fields of the grid."""
         if self.needs_tau:
             tau = self._required(tau)
-        return self.bounded(rho, sigma, tau, self.nonlocal_features(rho, sigma, tau, fields))
+        features = self.nonlocal_features(rho, sigma, tau, fields, sdmx)
+        return self.bounded(rho, sigma, tau, features)
 
     def _required(self, tau: Float[Array, " grid"] | None) -> Float[Array, " grid"]:
         if tau is None:
@@ -115,3 +136,10 @@ def safe_ingredients(
     sigma = jnp.sum(jnp.where(occupied, scaled.grad_rho[spin], 0.0) ** 2, axis=0)
     tau = None if scaled.tau is None else jnp.where(occupied, scaled.tau[spin], 0.0)
     return rho, sigma, tau
+
+
+def safe_sdmx(scaled: Density, spin: int) -> Float[Array, "sdmx grid"] | None:
+    """Features of the density matrix of one spin, and none where there is no density."""
+    if scaled.sdmx is None:
+        return None
+    return jnp.where((scaled.rho[spin] > DENSITY_CUTOFF)[None], scaled.sdmx[spin], 0.0)

@@ -109,8 +109,8 @@ def potential_and_grid_derivative(
 
 def _of_all_spins(potentials: Sequence[Density]) -> Density:
     """By the densities, from the derivatives by the spin-scaled densities of some spins each."""
-    num_spins = sum(potential.num_spins for potential in potentials)
-    return jax.tree.map(lambda *x: num_spins * np.concatenate(x), *potentials)
+    by_scaled: Density = jax.tree.map(lambda *x: np.concatenate(x), *potentials)
+    return by_scaled.spin_scaled()
 
 
 @float64

@@ -155,6 +155,11 @@ class CiderFunctional(eqx.Module):
         """Whether the learned part needs a ``GaussianConvolution`` of the grid."""
         return self.learned.descriptors.nldf is not None
 
+    @property
+    def reads_density_matrix(self) -> bool:
+        """Whether the learned part needs features of the density matrix."""
+        return self.learned.descriptors.sdmx is not None
+
     def learned_energy(
         self,
         density: Density,

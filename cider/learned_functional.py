@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from cider.conventions import AnyArray
 from cider.correlation import CorrelationTerm
 from cider.density import Density
-from cider.descriptors import Descriptors, safe_ingredients
+from cider.descriptors import Descriptors, safe_ingredients, safe_sdmx
 from cider.exchange import ExchangeTerm
 from cider.features.convolution import GaussianConvolution
 
@@ -50,7 +50,7 @@ class LearnedFunctional(eqx.Module):
     def sources(self, scaled: Density) -> Float[Array, "grid source"]:
         """Sources of the nonlocal features of one spin-scaled density (spin axis of length 1)."""
         if self.descriptors.nldf is None:
-            raise ValueError(f"{self.name} is semilocal: it has no sources")
+            raise ValueError(f"{self.name} has no nonlocal density features, and so no sources")
         return self.descriptors.nldf.sources(*safe_ingredients(scaled, 0))
 
     def energy_density(self, scaled: Density, fields: Fields) -> Float[Array, " grid"]:
@@ -59,7 +59,9 @@ class LearnedFunctional(eqx.Module):
         ``fields`` are the convolution of the ``sources`` of each.
         """
         features = tuple(
-            self.descriptors.nonlocal_features(*safe_ingredients(scaled, spin), own)
+            self.descriptors.nonlocal_features(
+                *safe_ingredients(scaled, spin), own, safe_sdmx(scaled, spin)
+            )
             for spin, own in enumerate(fields)
         )
         return self.energy_density_of_features(scaled, features)

@@ -123,6 +123,11 @@ def linear_response(
     spins to equal changes, that of spin up to a change of which spin down has the opposite, both
     for twice the change of spin up. Exchange does not tell them apart.
     """
+    if functional.descriptors.sdmx is not None:
+        raise NotImplementedError(
+            f"the second derivative of {functional.name}, which reads the density matrix, is not "
+            "available yet: choose a functional without SDMX features"
+        )
     if triplet and density.num_spins != 1:
         raise ValueError("triplets are changes of a closed shell: the density has two spins")
     opposite = triplet and functional.has_correlation

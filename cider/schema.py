@@ -33,6 +33,7 @@ from cider.correlation import CorrelationTerm
 from cider.descriptors import Descriptors
 from cider.exchange import ExchangeTerm
 from cider.features.nldf import Nldf, NldfExponent
+from cider.features.sdmx import LARGEST_RADIUS, NUM_RADII, Sdmx
 from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import FractionTransform, InputTransform, quadratic_monomials
 from cider.learned_functional import LearnedFunctional
@@ -50,11 +51,7 @@ def specification_of(functional: LearnedFunctional) -> Header:
     return {
         "name": functional.name,
         **beside,
-        "descriptors": {
-            "level": descriptors.level,
-            "kinetic": descriptors.kinetic,
-            "nldf": None if descriptors.nldf is None else _nldf_specification(descriptors.nldf),
-        },
+        "descriptors": _descriptors_specification(descriptors),
         "terms": [_term_specification(term) for term in functional.terms],
     }
 
@@ -142,7 +139,26 @@ def _build_descriptors(specification: Header) -> Descriptors:
             NldfExponent(**given["source_exponent"]),
             tuple(NldfExponent(**constants) for constants in given["exponents"]),
         )
-    return Descriptors(specification["level"], nldf, specification["kinetic"])
+    sdmx = None
+    if "sdmx" in specification:
+        sdmx = Sdmx(tuple((family, j) for family, j in specification["sdmx"]["features"]))
+    return Descriptors(specification["level"], nldf, specification["kinetic"], sdmx)
+
+
+def _descriptors_specification(descriptors: Descriptors) -> Header:
+    specification = {
+        "level": descriptors.level,
+        "kinetic": descriptors.kinetic,
+        "nldf": None if descriptors.nldf is None else _nldf_specification(descriptors.nldf),
+    }
+    if descriptors.sdmx is not None:
+        # The quadrature is kept for the same reason as the bounds of exponents.
+        specification["sdmx"] = {
+            "features": [list(term) for term in descriptors.sdmx.terms],
+            "largest_radius": LARGEST_RADIUS,
+            "radii": NUM_RADII,
+        }
+    return specification
 
 
 def _nldf_specification(nldf: Nldf) -> Header:

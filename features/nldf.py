@@ -119,6 +119,11 @@ class Nldf(eqx.Module):
         r"""Values in the uniform gas, :math:`2/(A_i + A_0)^{3/2}`."""
         return np.array([2 / (a.A + self.source_exponent.A) ** 1.5 for a in self.exponents])
 
+    @property
+    def reference(self) -> Float[np.ndarray, " feature"]:
+        """Values that set the scale of each feature: the uniform gas's."""
+        return self.ueg
+
     def sources(
         self,
         rho: Float[Array, " grid"],

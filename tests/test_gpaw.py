@@ -19,7 +19,7 @@ from gpaw.utilities import pack_density
 from gpaw.xc.gga import GGA
 from gpaw.xc.libxc import LibXC
 from pyscf import dft, gto
-from toy_functionals import toy_exchange, toy_nldf
+from toy_functionals import toy_exchange, toy_nldf, toy_sdmx
 
 from cider import CiderFunctional
 from cider.density import Density
@@ -275,6 +275,12 @@ def test_description_makes_the_same_functional():
 def test_what_is_not_available(settings, message):
     with pytest.raises(NotImplementedError, match=message):
         hydrogen(mixed("MGGA"), **settings).get_potential_energy()
+
+
+def test_features_of_the_density_matrix_are_not_available():
+    xc = CiderFunctional(toy_exchange("GGA", sdmx=toy_sdmx()), x_mix=0.25, semilocal="PBE")
+    with pytest.raises(NotImplementedError, match="reads the density matrix"):
+        hydrogen(xc).get_potential_energy()
 
 
 def test_other_versions_are_refused(monkeypatch):

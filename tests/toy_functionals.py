@@ -9,6 +9,7 @@ from cider.correlation import CorrelationTerm
 from cider.descriptors import Descriptors
 from cider.exchange import ExchangeTerm
 from cider.features.nldf import Nldf, NldfExponent
+from cider.features.sdmx import Sdmx
 from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import FractionTransform, InputTransform
 from cider.learned_functional import LearnedFunctional
@@ -22,11 +23,19 @@ def toy_nldf() -> Nldf:
     )
 
 
+def toy_sdmx() -> Sdmx:
+    return Sdmx((("0", 0), ("0", 1), ("0d", 1), ("1", 2)))
+
+
 def toy_exchange(
-    level: str = "MGGA", nldf: Nldf | None = None, size: float = 1e-3, name: str = "toy"
+    level: str = "MGGA",
+    nldf: Nldf | None = None,
+    size: float = 1e-3,
+    name: str = "toy",
+    sdmx: Sdmx | None = None,
 ) -> LearnedFunctional:
     """A functional whose learned part is of the given size; exactly its baseline for size zero."""
-    descriptors = Descriptors(level, nldf)
+    descriptors = Descriptors(level, nldf, sdmx=sdmx)
     semilocal, nonlocal_ = (len(values) for values in descriptors.ueg)
     degree, monomials = 4, 1 + semilocal + semilocal * (semilocal + 1) // 2
     random = np.random.default_rng(7)
@@ -73,9 +82,11 @@ def toy_spline_exchange(level: str = "MGGA", nldf: Nldf | None = None) -> Learne
     return LearnedFunctional("toy spline", descriptors, (exchange(-shift),))
 
 
-def toy_xc(nldf: Nldf | None = None, size: float = 0.05) -> LearnedFunctional:
+def toy_xc(
+    nldf: Nldf | None = None, size: float = 0.05, sdmx: Sdmx | None = None
+) -> LearnedFunctional:
     """Exchange and correlation, with a radial basis in both; exactly PBE for size zero."""
-    descriptors = Descriptors("MGGA", nldf, "tau/tau_0")
+    descriptors = Descriptors("MGGA", nldf, "tau/tau_0", sdmx)
     inputs = sum(len(values) for values in descriptors.ueg)
     random = np.random.default_rng(7)
     transform = FractionTransform(

@@ -26,6 +26,11 @@ def cider_builder(
     Warns of nonlocal features with PAW data sets. Raises ``NotImplementedError`` for modes and
     settings that are not available.
     """
+    if functional.reads_density_matrix:
+        raise NotImplementedError(
+            f"{functional} reads the density matrix (SDMX features), which is not available in "
+            "GPAW: choose a functional of the density, such as 'x-nldf'"
+        )
     if params.mode.name != "pw":
         raise NotImplementedError(
             f"{functional} is not available in mode {params.mode.name!r}: use mode=PW(ecut)"

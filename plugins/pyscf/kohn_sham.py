@@ -19,6 +19,7 @@ from cider.plugins.pyscf.libxc import (
     answer_for_density_fitting,
     check_libxc_terms,
     raise_not_yet,
+    require_density_alone,
 )
 from cider.plugins.pyscf.numint import CiderNumInt
 from cider.registry import registered_names
@@ -95,6 +96,8 @@ def _require_supported(mf: Any, functional: CiderFunctional) -> None:
             f"more k-points, not yet with {type(mf).__module__}.{type(mf).__name__}: choose one of "
             "those, or a libxc functional such as xc='PBE'"
         )
+    if _is_periodic(mf):
+        require_density_alone("a calculation of cells is", functional)
     if isinstance(mf, _CIAH_SOSCF):
         raise NotImplementedError(
             f"assign {functional} before newton(): PySCF goes on with the functional of the object "
@@ -150,6 +153,7 @@ def _require_molecule(mf: Any, feature: str) -> None:
 
 def _excitations(name: str) -> Any:
     def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> Any:
+        require_density_alone(f"{name} is", self.xc)
         mf = self
         if _is_periodic(self):
             # Without exact exchange this changes nothing but PySCF's mind: it refuses to correct
@@ -263,6 +267,7 @@ class CiderKohnSham:
 
     def nuc_grad_method(self) -> Any:
         """As in PySCF, with ``CiderGradients`` or ``CiderPeriodicGradients`` in front."""
+        require_density_alone("nuclear gradients are", self.xc)
         if _is_periodic(self):
             from cider.plugins.pyscf.periodic_gradients import gradients_of_cell
 
@@ -274,6 +279,7 @@ class CiderKohnSham:
     def Hessian(self) -> CiderHessian:
         """By differences of gradients; as in PySCF otherwise."""
         _require_molecule(self, "nuclear Hessians")
+        require_density_alone("nuclear Hessians are", self.xc)
         return CiderHessian(self)
 
     TDA = _excitations("TDA")

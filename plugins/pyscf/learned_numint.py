@@ -15,7 +15,11 @@ from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
-from cider.plugins.pyscf.libxc import LibxcWithCider, libxc_energy_density_and_potential
+from cider.plugins.pyscf.libxc import (
+    LibxcWithCider,
+    libxc_energy_density_and_potential,
+    require_density_alone,
+)
 from cider.plugins.pyscf.response import XCKernel, checked_kernel
 
 NEGATIVE_CHARGE_LIMIT = 1e-2
@@ -208,6 +212,7 @@ class LearnedNumInt(abc.ABC):
 
         Raises as ``nr_rks``.
         """
+        require_density_alone("nuclear gradients are", functional)
         rho = self._densities_of_states(mol, grids, functional, dms, settings)[:, 0]
         return self._energy_and_potential(mol, grids, functional, rho)[1]
 
@@ -222,12 +227,25 @@ class LearnedNumInt(abc.ABC):
         """Electrons, energies and potential matrices (spin, set, ...), of one entry per spin."""
         rho = self._densities_of_states(mol, grids, functional, dms, settings)
         exc, potential = self._energies_and_potentials(mol, grids, functional, rho)
-        vmat = self._potential_matrices(mol, grids, potential, settings)
+        vmat = self._matrices_at(mol, grids, functional, dms, potential, settings)
         return rho[:, :, 0] @ grids.weights, exc, vmat
+
+    def _matrices_at(
+        self,
+        mol: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        dms: Sequence[Any],
+        potential: Float[np.ndarray, "spin set ingredient grid"],
+        settings: Settings,
+    ) -> np.ndarray:
+        """Derivatives of the energy by density matrices, at these."""
+        return self._potential_matrices(mol, grids, potential, settings)
 
     def _kernel_at(
         self, mol: Any, grids: Any, functional: CiderFunctional, dm: Any, settings: Settings
     ) -> XCKernel:
+        require_density_alone("linear response is", functional)
         dms = (dm,) if np.ndim(dm) == self._matrix_ndim else tuple(dm)
         rho = self._densities_of_states(mol, grids, functional, dms, settings)[:, 0]
         check_density(rho, grids.weights)

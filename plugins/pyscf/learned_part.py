@@ -20,8 +20,11 @@ def threads_of_pyscf() -> threadpool_limits:
 def density_of(
     functional: CiderFunctional, rho: Float[np.ndarray, "spin ingredient grid"]
 ) -> Density:
-    """What the learned part reads of rho, grad rho and tau."""
-    return Density(rho[:, 0], rho[:, 1:4], rho[:, 4] if functional.needs_tau else None)
+    """What the learned part reads of rho, grad rho, tau and, in the last rows, SDMX features."""
+    tau = rho[:, 4] if functional.needs_tau else None
+    sdmx = functional.learned.descriptors.sdmx
+    features = None if sdmx is None else rho[:, -len(sdmx.terms) :]
+    return Density(rho[:, 0], rho[:, 1:4], tau, features)
 
 
 def add_density(rho: Float[np.ndarray, "spin ingredient grid"], density: Density) -> None:
@@ -30,3 +33,5 @@ def add_density(rho: Float[np.ndarray, "spin ingredient grid"], density: Density
     rho[:, 1:4] += density.grad_rho
     if density.tau is not None:
         rho[:, 4] += density.tau
+    if density.sdmx is not None:
+        rho[:, -density.sdmx.shape[1] :] += density.sdmx

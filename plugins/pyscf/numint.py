@@ -18,7 +18,12 @@ from cider.plugins.pyscf.density_matrices import (
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.learned_numint import LearnedNumInt, Settings, check_density
 from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
-from cider.plugins.pyscf.libxc import libxc_energy_density_and_potential, needs_tau
+from cider.plugins.pyscf.libxc import (
+    libxc_energy_density_and_potential,
+    needs_tau,
+    require_density_alone,
+)
+from cider.plugins.pyscf.smoothed_density_matrix import sdmx_features, sdmx_potential_matrices
 
 
 class CiderNumInt(LearnedNumInt, numint.NumInt):
@@ -42,6 +47,7 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
 
         What the densities at the points do, and the weights, is another matter.
         """
+        require_density_alone("nuclear gradients are", functional)
         rho = self._densities_of_states(mol, grids, functional, dms, settings)[:, 0]
         check_density(rho, grids.weights)
         convolution = self._convolution_for(mol, grids, functional)
@@ -67,7 +73,32 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
     ) -> Float[np.ndarray, "spin set ingredient grid"]:
         if grids.coords is None:
             grids.build(with_non0tab=True)
-        return self._densities(mol, grids, dms, needs_tau(functional), settings)
+        rho = self._densities(mol, grids, dms, needs_tau(functional), settings)
+        sdmx = functional.learned.descriptors.sdmx
+        if sdmx is None:
+            return rho
+        matrices = checked_matrices(mol, dms)
+        features = sdmx_features(mol, grids, sdmx, matrices, settings.max_memory)
+        return np.concatenate([rho, features], axis=2)
+
+    def _matrices_at(
+        self,
+        mol: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        dms: Sequence[Any],
+        potential: Float[np.ndarray, "spin set ingredient grid"],
+        settings: Settings,
+    ) -> Float[np.ndarray, "spin set ao ao"]:
+        rows = 5 if needs_tau(functional) else 4
+        vmat = self._potential_matrices(mol, grids, potential[:, :, :rows], settings)
+        sdmx = functional.learned.descriptors.sdmx
+        if sdmx is None:
+            return vmat
+        matrices, by_features = checked_matrices(mol, dms), potential[:, :, rows:]
+        return vmat + sdmx_potential_matrices(
+            mol, grids, sdmx, matrices, by_features, settings.max_memory
+        )
 
     def _densities(
         self, mol: Any, grids: Any, dms: Sequence[Any], with_tau: bool, settings: Settings
