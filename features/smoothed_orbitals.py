@@ -9,12 +9,12 @@ with another exponent:
           e^{-\frac{a\beta}{a + \beta} r^2}
 
 so that all orbitals of a shell share one radial function of :math:`r^2` for each :math:`\beta`,
-with its derivatives by :math:`r^2` and by :math:`\ln\beta`.
+with its derivatives by :math:`r^2` and by :math:`\ln\beta`. These are tabulated.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
+from functools import cached_property, partial
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -22,8 +22,18 @@ from jaxtyping import Float, Int
 
 from cider.features.compiled import compiled
 
-_NEGLIGIBLE = 45.0
-"""A Gaussian of this logarithm, 3e-20, is left out."""
+_INNERMOST = 0.004
+"""Distance (bohr) from which on the knots of the tables lie evenly in its logarithm."""
+
+_OUTERMOST = 1000.0
+_SPACING = 0.025
+"""Of the knots, between which six of them interpolate.
+
+A Gaussian is good to 1e-9 of its value at the nucleus, and to 1e-5 of itself where it has fallen
+to 1e-6.
+"""
+
+_NEIGHBOURS = np.arange(-2, 4)
 
 
 class Shell(NamedTuple):
@@ -48,12 +58,12 @@ class SmoothedShells:
     with_gradient: bool
     with_slope: bool
 
-    @functools.cached_property
+    @cached_property
     def atoms(self) -> Int[np.ndarray, " shell"]:
         """The atom of each shell."""
         return np.array([shell.atom for shell in self.shells])
 
-    @functools.cached_property
+    @cached_property
     def shell_of_orbital(self) -> Int[np.ndarray, " ao"]:
         """The shell of each orbital."""
         sizes = [2 * shell.l + 1 for shell in self.shells]
@@ -69,26 +79,34 @@ class SmoothedShells:
         """As many as smoothing exponents, and as many again for derivatives by them."""
         return len(self.smoothing) * (2 if self.with_slope else 1)
 
-    def radial_functions(
-        self, squared_distances: Float[np.ndarray, "grid atom"]
-    ) -> Float[np.ndarray, "grid radial smoothing"]:
-        """Radial functions of all shells, then their derivatives by the squared distance."""
-        kinds = 2 if self.with_gradient else 1
-        shape = len(squared_distances), kinds, len(self.shells), self.num_smoothings
-        radial = np.zeros(shape)
-        fill_radial_functions(squared_distances, self.atoms, *self._primitives, radial)
-        return radial.reshape(shape[0], -1, shape[3])
+    @cached_property
+    def tables(
+        self,
+    ) -> tuple[Float[np.ndarray, "table kind knot smoothing"], Int[np.ndarray, " shell"]]:
+        """Those of the different shells, and which of them is that of each shell."""
+        last = np.log1p((_OUTERMOST / _INNERMOST) ** 2)
+        squares = _INNERMOST**2 * np.expm1(np.arange(0, last, _SPACING))
+        keys = [(s.l, s.exponents.tobytes(), s.coefficients.tobytes()) for s in self.shells]
+        different = {key: shell for key, shell in zip(keys, self.shells, strict=True)}
+        tables = np.stack([self._table(shell, squares) for shell in different.values()])
+        return tables, np.array([list(different).index(key) for key in keys])
 
-    @functools.cached_property
-    def _primitives(self) -> tuple[np.ndarray, ...]:
-        """Where each shell's primitives begin; their decays and amplitudes, and slopes of these."""
-        starts = np.cumsum([0, *(len(shell.exponents) for shell in self.shells)])
-        a = np.concatenate([shell.exponents for shell in self.shells])[:, None]
-        coefficients = np.concatenate([shell.coefficients for shell in self.shells])[:, None]
-        l = np.repeat([shell.l for shell in self.shells], np.diff(starts))[:, None]
-        width, tightness = self.smoothing / (a + self.smoothing), a / (a + self.smoothing)
-        decays, amplitudes = a * width, coefficients * width ** (l + 1.5)
-        return starts, decays, amplitudes, decays * tightness, amplitudes * (l + 1.5) * tightness
+    def _table(
+        self, shell: Shell, squares: Float[np.ndarray, " knot"]
+    ) -> Float[np.ndarray, "kind knot smoothing"]:
+        """Radial functions, and derivatives by the square of the distance, at some squares."""
+        r2, power = squares[:, None], shell.l + 1.5
+        kinds = np.zeros((2, 2, len(squares), len(self.smoothing)))
+        for a, coefficient in zip(shell.exponents, shell.coefficients, strict=True):
+            width, tightness = self.smoothing / (a + self.smoothing), a / (a + self.smoothing)
+            decay = a * width
+            value = coefficient * width**power * np.exp(-decay * r2)
+            # By the logarithm of the smoothing exponent, decay grows by this and the value by:
+            growth = decay * tightness
+            slope = (power * tightness - growth * r2) * value
+            kinds += [[value, slope], [-decay * value, -decay * slope - growth * value]]
+        chosen = kinds[: 1 + self.with_gradient, : 1 + self.with_slope]
+        return np.concatenate(list(chosen.swapaxes(0, 1)), axis=2)
 
 
 class SmoothedOrbitals:
@@ -107,9 +125,14 @@ class SmoothedOrbitals:
     ):
         self.shells = shells
         self.harmonics = harmonics
-        self.radial = shells.radial_functions(np.sum(offsets**2, axis=2))
-        # The gradient of a function of the squared distance is twice its derivative times this.
-        self.twice_offsets = 2 * offsets[:, shells.atoms].transpose(2, 0, 1)
+        squared_distances = np.sum(offsets**2, axis=2)
+        # The gradient of a function of the squared distance is its derivative times this.
+        self._twice_offsets = 2 * offsets
+        tables, table_of_shell = shells.tables
+        position = np.log1p(squared_distances / _INNERMOST**2) / _SPACING
+        third = np.clip(position.astype(int), 2, tables.shape[2] - 4)
+        weights = _interpolation_weights(position - third)
+        self._radial = tables, table_of_shell, shells.atoms, third - 2, weights
 
     def apply(
         self, coefficients: Float[np.ndarray, "ao grid"]
@@ -117,80 +140,120 @@ class SmoothedOrbitals:
         """Fields of coefficients."""
         starts = np.flatnonzero(np.diff(self.shells.shell_of_orbital, prepend=-1))
         moments = np.add.reduceat(self.harmonics * coefficients, starts, axis=1)
-        moments = moments.transpose(0, 2, 1)  # component, grid, shell
-        count = moments.shape[2]
-        weights = np.zeros((len(self.radial), len(moments), self.radial.shape[1]))
-        weights[:, :, :count] = moments.transpose(1, 0, 2)
-        if self.shells.with_gradient:
-            weights[:, 1:, count:] = (self.twice_offsets * moments[0]).transpose(1, 0, 2)
-        return weights @ self.radial
+        moments = np.ascontiguousarray(moments.transpose(2, 1, 0))
+        shape = moments.shape[0], self.shells.num_components, self.shells.num_smoothings
+        fields = np.zeros(shape)
+        add_fields(*self._radial, self._twice_offsets, moments, fields)
+        return fields
 
     def transpose(
         self, fields: Float[np.ndarray, "grid component smoothing"]
     ) -> Float[np.ndarray, "ao grid"]:
         """Derivative by the coefficients from that by the fields."""
-        weights = (fields @ self.radial.swapaxes(1, 2)).transpose(1, 0, 2)
-        count = len(self.shells.shells)
-        moments = weights[:, :, :count].copy()
-        if self.shells.with_gradient:
-            moments[0] += np.sum(self.twice_offsets * weights[1:, :, count:], axis=0)
-        by_orbital = moments.transpose(0, 2, 1)[:, self.shells.shell_of_orbital]
+        moments = np.empty((len(fields), len(self.shells.shells), self.shells.num_components))
+        fill_moments(*self._radial, self._twice_offsets, np.ascontiguousarray(fields), moments)
+        by_orbital = moments.transpose(2, 1, 0)[:, self.shells.shell_of_orbital]
         return np.sum(self.harmonics * by_orbital, axis=0)
+
+
+def _interpolation_weights(
+    offset: Float[np.ndarray, "grid atom"],
+) -> Float[np.ndarray, "grid atom neighbour"]:
+    """Lagrange's, at offsets from the third of six knots, in units of their distance."""
+    differences = offset[..., None] - _NEIGHBOURS
+    weights = np.empty_like(differences)
+    for i, knot in enumerate(_NEIGHBOURS):
+        others = np.delete(np.arange(len(_NEIGHBOURS)), i)
+        weights[..., i] = np.prod(differences[..., others] / (knot - _NEIGHBOURS[others]), axis=-1)
+    return weights
 
 
 @compiled
 @no_type_check
-def fill_radial_functions(
-    squared_distances: Float[np.ndarray, "grid atom"],
-    atoms: Int[np.ndarray, " shell"],
-    starts: Int[np.ndarray, " shell_and_one"],
-    decays: Float[np.ndarray, "primitive exponent"],
-    amplitudes: Float[np.ndarray, "primitive exponent"],
-    decay_slopes: Float[np.ndarray, "primitive exponent"],
-    amplitude_slopes: Float[np.ndarray, "primitive exponent"],
-    radial: Float[np.ndarray, "grid kind shell smoothing"],
+def between_knots(
+    table: Float[np.ndarray, "knot smoothing"],
+    first: int,
+    weights: Float[np.ndarray, " neighbour"],
+    values: Float[np.ndarray, " smoothing"],
 ) -> None:
-    """Add the Gaussians of all primitives to zeros: see ``SmoothedShells.radial_functions``."""
-    count = decays.shape[1]
-    with_gradient, with_slope = radial.shape[1] > 1, radial.shape[3] > count
-    gaussians = np.empty(count)
-    for point in range(radial.shape[0]):
-        for shell in range(radial.shape[2]):
-            square = squared_distances[point, atoms[shell]]
-            values = radial[point, 0, shell]
-            for primitive in range(starts[shell], starts[shell + 1]):
-                decay, amplitude = decays[primitive], amplitudes[primitive]
-                wide = count  # decays rise with the exponent
-                while wide > 0 and decay[wide - 1] * square > _NEGLIGIBLE:
-                    wide -= 1
-                for k in range(wide):
-                    # The exponential as a power of its series: unlike the library's, loops of it
-                    # are vectorised. It is good to 1e-12.
-                    x = -decay[k] * square * (1 / 1024)
-                    g = 1 + x * (1 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120)))))
-                    g *= g
-                    g *= g
-                    g *= g
-                    g *= g
-                    g *= g
-                    g *= g
-                    g *= g
-                    g *= g
-                    g *= g
-                    g *= g
-                    gaussians[k] = g
-                for k in range(wide):
-                    values[k] += amplitude[k] * gaussians[k]
-                if with_gradient:
-                    derivatives = radial[point, 1, shell]
-                    for k in range(wide):
-                        derivatives[k] -= decay[k] * amplitude[k] * gaussians[k]
-                if with_slope:
-                    by_decay, by_amplitude = decay_slopes[primitive], amplitude_slopes[primitive]
-                    for k in range(wide):
-                        slope = by_amplitude[k] - amplitude[k] * by_decay[k] * square
-                        values[count + k] += slope * gaussians[k]
-                        if with_gradient:
-                            derivatives[count + k] -= (
-                                decay[k] * slope + by_decay[k] * amplitude[k]
-                            ) * gaussians[k]
+    """Write the entries of six knots of a table, times their weights."""
+    w0, w1, w2 = weights[0], weights[1], weights[2]
+    w3, w4, w5 = weights[3], weights[4], weights[5]
+    for k in range(len(values)):
+        values[k] = (
+            w0 * table[first, k]
+            + w1 * table[first + 1, k]
+            + w2 * table[first + 2, k]
+            + w3 * table[first + 3, k]
+            + w4 * table[first + 4, k]
+            + w5 * table[first + 5, k]
+        )
+
+
+@compiled
+@no_type_check
+def add_fields(
+    tables: Float[np.ndarray, "table kind knot smoothing"],
+    table_of_shell: Int[np.ndarray, " shell"],
+    atoms: Int[np.ndarray, " shell"],
+    knots: Int[np.ndarray, "grid atom"],
+    weights: Float[np.ndarray, "grid atom neighbour"],
+    twice_offsets: Float[np.ndarray, "grid atom xyz"],
+    moments: Float[np.ndarray, "grid shell component"],
+    fields: Float[np.ndarray, "grid component smoothing"],
+) -> None:
+    """Add radial functions times moments of the harmonics, and the gradients of that."""
+    values, derivatives = np.empty(fields.shape[2]), np.empty(fields.shape[2])
+    for shell in range(len(atoms)):
+        atom, table = atoms[shell], tables[table_of_shell[shell]]
+        for point in range(len(fields)):
+            first, w = knots[point, atom], weights[point, atom]
+            moment = moments[point, shell]
+            between_knots(table[0], first, w, values)
+            for k in range(len(values)):
+                fields[point, 0, k] += moment[0] * values[k]
+            if fields.shape[1] == 1:
+                continue
+            between_knots(table[1], first, w, derivatives)
+            x, y, z = moment[1], moment[2], moment[3]
+            along_x = twice_offsets[point, atom, 0] * moment[0]
+            along_y = twice_offsets[point, atom, 1] * moment[0]
+            along_z = twice_offsets[point, atom, 2] * moment[0]
+            for k in range(len(values)):
+                fields[point, 1, k] += x * values[k] + along_x * derivatives[k]
+                fields[point, 2, k] += y * values[k] + along_y * derivatives[k]
+                fields[point, 3, k] += z * values[k] + along_z * derivatives[k]
+
+
+@partial(compiled, reorder_sums=True)
+@no_type_check
+def fill_moments(
+    tables: Float[np.ndarray, "table kind knot smoothing"],
+    table_of_shell: Int[np.ndarray, " shell"],
+    atoms: Int[np.ndarray, " shell"],
+    knots: Int[np.ndarray, "grid atom"],
+    weights: Float[np.ndarray, "grid atom neighbour"],
+    twice_offsets: Float[np.ndarray, "grid atom xyz"],
+    fields: Float[np.ndarray, "grid component smoothing"],
+    moments: Float[np.ndarray, "grid shell component"],
+) -> None:
+    """The transpose of ``add_fields``."""
+    values, derivatives = np.empty(fields.shape[2]), np.empty(fields.shape[2])
+    for shell in range(len(atoms)):
+        atom, table = atoms[shell], tables[table_of_shell[shell]]
+        for point in range(len(fields)):
+            first, w = knots[point, atom], weights[point, atom]
+            between_knots(table[0], first, w, values)
+            total = 0.0
+            for k in range(len(values)):
+                total += fields[point, 0, k] * values[k]
+            if fields.shape[1] > 1:
+                between_knots(table[1], first, w, derivatives)
+                for x in range(3):
+                    of_gradient, along = 0.0, 0.0
+                    for k in range(len(values)):
+                        of_gradient += fields[point, 1 + x, k] * values[k]
+                        along += fields[point, 1 + x, k] * derivatives[k]
+                    moments[point, shell, 1 + x] = of_gradient
+                    total += twice_offsets[point, atom, x] * along
+            moments[point, shell, 0] = total

@@ -14,8 +14,10 @@ from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
 from cider.learned_functional import LearnedFunctional
 from cider.plugins.pyscf.grids import becke_convolution
+from cider.plugins.pyscf.smoothed_density_matrix import sdmx_features
 from cider.training import fit as fitting
 from cider.training.descriptors import (
+    NonlocalMaps,
     compute_descriptors,
     density_on_grid,
     descriptors_of,
@@ -43,8 +45,14 @@ HYPERPARAMETERS = {
     "density_noise": np.array([0.2]),
 }
 FEATURES = FeatureChoice(
-    "mgga", ((0.5, 0.0, 0.015625), (2.0, 0.0, 0.0625)), (0.5, 0.0, 0.015625), 0, 0
+    "mgga",
+    ((0.5, 0.0, 0.015625), (2.0, 0.0, 0.0625)),
+    (0.5, 0.0, 0.015625),
+    molecule_grid_level=0,
+    atom_grid_level=0,
+    sdmx=(("0", 1), ("1", 0)),
 )
+MAPS = NonlocalMaps(becke_convolution, sdmx_features)
 OH = System("OH", "molecule", ("O", "H"), ((0.0, 0.0, 0.0), (0.0, 0.0, 0.97)), spin=1)
 
 
@@ -206,7 +214,7 @@ def test_spread_points_are_far_from_one_another(points, tmp_path):
     store = Store(tmp_path, {"content": "descriptors"})
     store.write(Record("descriptors/PBE/OH", arrays, {}))
     inputs = spread_points(store, ["PBE/OH"], exchange.transform, 0, 12)
-    assert inputs.shape == (4, 12) and (np.abs(inputs) < 1).all()
+    assert inputs.shape == (6, 12) and (np.abs(inputs) < 1).all()
     distance = np.linalg.norm(inputs[:, :, None] - inputs[:, None, :], axis=0)
     assert distance[~np.eye(12, dtype=bool)].min() > 0.1
     values = values_at_points(inputs, exchange.model.anchor, DEGREE)
@@ -224,11 +232,11 @@ def test_slope_rows_are_the_mean_square_slope(points, tmp_path, sigmas):
     u, z = slope_points(store, ["PBE/OH"], 0)
     rows = slope_rows(u, z, exchange.transform, DEGREE, *sigmas)
     form = exchange.model.quadratic_form
-    pairs = itertools.combinations(range(4), 2)
-    blocks = form[1:, 1:].reshape(4, DEGREE, 4, DEGREE)
+    pairs = itertools.combinations(range(6), 2)
+    blocks = form[1:, 1:].reshape(6, DEGREE, 6, DEGREE)
     weights = 2 * np.concatenate([form[0, 1:], *(blocks[i, :, j].ravel() for i, j in pairs)])
     # A parameter is the entry of Q and of its transpose; blocks of one input have none.
-    for i in range(4):
+    for i in range(6):
         blocks[i, :, i] = 0
     model = QuadraticGaussianProcess(form, exchange.model.anchor, DEGREE)
 
@@ -236,8 +244,8 @@ def test_slope_rows_are_the_mean_square_slope(points, tmp_path, sigmas):
         return np.asarray(model(exchange.transform(jnp.asarray(u), jnp.asarray(z))))
 
     expected, h = 0.0, 1e-5
-    for i, sigma in enumerate([sigmas[0]] * 2 + [sigmas[1]] * 2):
-        step = np.zeros((4, 1))
+    for i, sigma in enumerate([sigmas[0]] * 2 + [sigmas[1]] * 4):
+        step = np.zeros((6, 1))
         step[i] = h
         ratio = (1 + z) / (1 - z)  # G/G_0
         changed = [
@@ -269,7 +277,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def points(reference):
-    return read_points(compute_descriptors(reference, FEATURES, becke_convolution))
+    return read_points(compute_descriptors(reference, FEATURES, MAPS))
 
 
 def _functional(points):
@@ -279,7 +287,7 @@ def _functional(points):
         )
         descriptors = descriptors_of(FEATURES)
         anchor = uniform_gas_anchor(descriptors, transform)
-        half = 0.02 * np.random.default_rng(2).normal(size=(1 + 4 * DEGREE,) * 2)
+        half = 0.02 * np.random.default_rng(2).normal(size=(1 + 6 * DEGREE,) * 2)
         model = QuadraticGaussianProcess(half + half.T, anchor, DEGREE)
         exchange = ExchangeTerm("GGA_X_PBE", transform, model)
         return LearnedFunctional("test", descriptors, (exchange,))
@@ -293,7 +301,8 @@ def test_integrals_give_the_energy_of_the_functional(reference, points):
     grids.level = 0
     grids.build()
     nldf = functional.descriptors.nldf
-    density = density_on_grid(mol, grids.coords, dm)
+    sdmx = sdmx_features(mol, grids, functional.descriptors.sdmx, dm[:, None], 1000)[:, 0]
+    density = dataclasses.replace(density_on_grid(mol, grids.coords, dm), sdmx=sdmx)
     linear_map = becke_convolution(mol, grids, nldf)
     direct = functional.energy(density, jnp.asarray(grids.weights), linear_map)
     matrix = integrate(points, exchange.transform, exchange.model.anchor, DEGREE)
@@ -311,5 +320,5 @@ def test_the_uniform_gas_is_exact(points):
     inputs = exchange.transform(*map(jnp.asarray, functional.descriptors.ueg))
     assert float(jnp.abs(exchange.model(inputs))[0]) < 1e-14
     t = chebyshev_basis(inputs, DEGREE)
-    assert t.shape == (1, 1 + 4 * DEGREE)
+    assert t.shape == (1, 1 + 6 * DEGREE)
     assert isinstance(exchange.transform, InputTransform)

@@ -89,6 +89,7 @@ def test_tables_round_trip(path):
         ("[features]\nnldf = [[1, 0]]", "must have 3 entries"),
         ("[features]\nnldf = [[0, 0, 0]]", "needs A > 0"),
         ("[features]\nlevel = 'gga'\nnldf = [[1, 0, 0.1]]", "set level = 'mgga'"),
+        ("[features]\nsdmx = [['2', 0]]", "no SDMX feature of family '2'"),
         ("[features]\nlevel = 'lda'", "neither 'gga' nor 'mgga'"),
         ("[model]\nnoise_bounds = [2, 1]", "positive and increasing"),
         ("[model]\nchebyshev_degree = 0", "chebyshev_degree 0"),

@@ -34,6 +34,7 @@ atom_grid_level = 0
 level = "mgga"
 source_exponent = [0.5, 0, 0.015625]
 nldf = [[1, 0, 0.03125]]
+sdmx = [["0", 1]]
 molecule_grid_level = 0
 atom_grid_level = 0
 
@@ -102,7 +103,7 @@ def test_a_foreign_store_is_refused(recipe, output, capsys):
 def test_descriptors_of_another_recipe_serve_a_smaller_one(recipe, output, tmp_path, capsys):
     """With more features than are asked for; what they lack is refused."""
     fewer = recipe.with_name("fewer.toml")
-    semilocal = RECIPE.replace("nldf = [[1, 0, 0.03125]]", "").replace('"mgga"', '"gga"')
+    semilocal = RECIPE.replace("nldf = [[1, 0, 0.03125]]\nsdmx", "sdmx").replace('"mgga"', '"gga"')
     fewer.write_text(semilocal.replace("x-tiny", "x-tinier"))
     stores = ["--references", output / "references", "--descriptors", output / "descriptors"]
     assert main([str(fewer), *map(str, stores), "--output", str(tmp_path / "shared")]) == 0

@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from cider.plugins.pyscf.grids import becke_convolution
+from cider.plugins.pyscf.smoothed_density_matrix import sdmx_features
+from cider.training.descriptors import NonlocalMaps
 from cider.training.evaluation import HELD_OUT, display_unit, summarize
 from cider.training.recipe import Recipe, read_recipe
 from cider.training.store import StoreError
@@ -28,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = _recipe(options)
         trained = train(
             recipe,
-            becke_convolution,
+            NonlocalMaps(becke_convolution, sdmx_features),
             options.output,
             options.references,
             options.descriptors,

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -21,10 +21,11 @@ from rich.console import Console
 
 from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, float64
 from cider.density import Density
-from cider.descriptors import Descriptors, safe_ingredients
+from cider.descriptors import Descriptors, safe_ingredients, safe_sdmx
 from cider.features import gaussian_ladder
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf, NldfExponent
+from cider.features.sdmx import LARGEST_RADIUS, NUM_RADII, Sdmx
 from cider.training.produce import Job, ProductionSummary, with_progress
 from cider.training.recipe import FeatureChoice
 from cider.training.reference import limit_threads, read_density, reference_key
@@ -34,13 +35,21 @@ from cider.training.systems import System
 DROPPED_ENERGY = 1e-7
 """Energy (Ha) of all the points together that are left out of a record because they are tiny."""
 
-Convolution = Callable[[Any, Any, Nldf], GaussianConvolution]
-"""What makes the convolution of the built PySCF grids of a molecule, ``(mol, grids, nldf)``.
 
-A plugin supplies it. It must survive pickling: a function of a module.
-"""
+class NonlocalMaps(NamedTuple):
+    """What a plugin supplies for nonlocal features; functions of modules, to survive pickling."""
+
+    convolution: Callable[[Any, Any, Nldf], GaussianConvolution]
+    """The convolution of the built PySCF grids of a molecule, ``(mol, grids, nldf)``."""
+    sdmx_features: Callable[..., np.ndarray]
+    """Features of density matrices, ``(mol, grids, sdmx, dms, max_memory)``.
+
+    Axes of the matrices are spin, set and orbitals; of the features spin, set, feature and grid.
+    """
+
 
 _BLOCK = 4096
+_MAX_MEMORY = 1000
 _SEMILOCAL = {"gga": 1, "mgga": 2}
 
 
@@ -64,7 +73,8 @@ def descriptors_of(choice: FeatureChoice) -> Descriptors:
         nldf = Nldf(
             NldfExponent(*choice.source_exponent), tuple(NldfExponent(*e) for e in choice.nldf)
         )
-    return Descriptors(choice.level.upper(), nldf)
+    sdmx = Sdmx(choice.sdmx) if choice.sdmx else None
+    return Descriptors(choice.level.upper(), nldf, sdmx=sdmx)
 
 
 def descriptor_settings(choice: FeatureChoice, references: Store) -> dict[str, Any]:
@@ -78,6 +88,10 @@ def descriptor_settings(choice: FeatureChoice, references: Store) -> dict[str, A
     if choice.nldf:
         settings["bounds"] = [NldfExponent.FLOOR, NldfExponent.CEILING]
         settings["ladder"] = [gaussian_ladder.RATIO, gaussian_ladder.ORIGIN]
+    if choice.sdmx:
+        settings["radii"] = [LARGEST_RADIUS, NUM_RADII]
+    else:
+        del settings["sdmx"]
     return settings
 
 
@@ -103,7 +117,8 @@ class DescriptorStore:
     @property
     def recipe_hash(self) -> str:
         """Hash of what determines the rows that are read."""
-        held = (tuple(range(_SEMILOCAL[self.held.level])), tuple(range(len(self.held.nldf))))
+        nonlocal_ = len(self.held.nldf) + len(self.held.sdmx)
+        held = (tuple(range(_SEMILOCAL[self.held.level])), tuple(range(nonlocal_)))
         if (self.semilocal, self.nonlocal_) == held:
             return self.store.recipe_hash
         return content_hash([self.store.recipe_hash, self.semilocal, self.nonlocal_])
@@ -130,11 +145,12 @@ def open_descriptors(folder: Path, choice: FeatureChoice, references: Store) -> 
     if (folder / "header.json").exists():
         there = Store(folder).header["recipe"]
         exponents = tuple(tuple(e) for e in there.get("nldf", ()))
+        terms = tuple(tuple(term) for term in there.get("sdmx", ()))
         richer = {choice.level, there.get("level")} <= {choice.level, "mgga"}
-        if richer and set(choice.nldf) <= set(exponents):
+        if richer and set(choice.nldf) <= set(exponents) and set(choice.sdmx) <= set(terms):
             source = choice.source_exponent if choice.nldf else tuple(there["source_exponent"])
             held = dataclasses.replace(
-                choice, level=there["level"], nldf=exponents, source_exponent=source
+                choice, level=there["level"], nldf=exponents, source_exponent=source, sdmx=terms
             )
     # Whatever else differs is refused here, with the settings that do.
     store = Store(folder, descriptor_settings(held, references))
@@ -142,7 +158,10 @@ def open_descriptors(folder: Path, choice: FeatureChoice, references: Store) -> 
         store,
         held,
         tuple(range(_SEMILOCAL[choice.level])),
-        tuple(held.nldf.index(e) for e in choice.nldf),
+        (
+            *(held.nldf.index(e) for e in choice.nldf),
+            *(len(held.nldf) + held.sdmx.index(term) for term in choice.sdmx),
+        ),
     )
 
 
@@ -153,12 +172,12 @@ def descriptor_key(system: System | str, density: str) -> str:
 
 @float64
 def compute_descriptors(
-    reference: Record, choice: FeatureChoice, convolution: Convolution | None = None
+    reference: Record, choice: FeatureChoice, maps: NonlocalMaps | None = None
 ) -> Record:
     """Descriptors of a converged reference density.
 
     Raises:
-        ValueError: The reference has no density, or nonlocal features lack a ``convolution``.
+        ValueError: The reference has no density, or nonlocal features lack their ``maps``.
     """
     mol, dm = read_density(reference)
     grids = dft.gen_grid.Grids(mol)
@@ -166,15 +185,18 @@ def compute_descriptors(
     grids.build()
     density = density_on_grid(mol, grids.coords, dm)
     descriptors = descriptors_of(choice)
-    linear_map = None
-    if descriptors.nldf is not None:
-        if convolution is None:
-            raise ValueError("nonlocal features need the convolution of a plugin")
-        linear_map = convolution(mol, grids, descriptors.nldf)
+    convolution = None
+    if maps is None and (choice.nldf or choice.sdmx):
+        raise ValueError("nonlocal features need the maps of a plugin")
+    if maps is not None and descriptors.nldf is not None:
+        convolution = maps.convolution(mol, grids, descriptors.nldf)
+    if maps is not None and descriptors.sdmx is not None:
+        sdmx = maps.sdmx_features(mol, grids, descriptors.sdmx, dm[:, None], _MAX_MEMORY)[:, 0]
+        density = dataclasses.replace(density, sdmx=sdmx)
 
     scaled = density.spin_scaled()
     parts = [
-        _points_of_spin(descriptors, scaled, spin, grids.weights / density.num_spins, linear_map)
+        _points_of_spin(descriptors, scaled, spin, grids.weights / density.num_spins, convolution)
         for spin in range(density.num_spins)
     ]
     points = {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
@@ -222,7 +244,7 @@ def produce_descriptors(
     references: Store,
     jobs: Sequence[Job],
     choice: FeatureChoice,
-    convolution: Convolution | None = None,
+    maps: NonlocalMaps | None = None,
     workers: int = 1,
     console: Console | None = None,
 ) -> ProductionSummary:
@@ -237,9 +259,7 @@ def produce_descriptors(
     present = tuple(label for label, key in keys.items() if key in store)
     missing = [job for job in jobs if keys[job.label] not in store]
     made, failed = [], {}
-    function = functools.partial(
-        _make, str(store.folder), str(references.folder), choice, convolution
-    )
+    function = functools.partial(_make, str(store.folder), str(references.folder), choice, maps)
 
     def describe(facts: dict[str, Any]) -> str:
         return f"{facts['points']} points"
@@ -256,12 +276,12 @@ def _make(
     folder: str,
     reference_folder: str,
     choice: FeatureChoice,
-    convolution: Convolution | None,
+    maps: NonlocalMaps | None,
     job: Job,
 ) -> dict[str, Any]:
     limit_threads(1)
     reference = Store(reference_folder).read(reference_key(job.system, job.density))
-    record = compute_descriptors(reference, choice, convolution)
+    record = compute_descriptors(reference, choice, maps)
     Store(folder).write(record)
     return dict(record.facts)
 
@@ -278,7 +298,11 @@ def _points_of_spin(
     fields = None
     if convolution is not None:
         fields = np.asarray(convolution(_in_blocks(_sources, descriptors, rho, sigma, tau).T))
-    return _in_blocks(_point_functions, descriptors, rho, sigma, tau, occupied_weights, fields)
+    sdmx = safe_sdmx(scaled, spin)
+    by_point = None if sdmx is None else np.asarray(sdmx).T
+    return _in_blocks(
+        _point_functions, descriptors, rho, sigma, tau, occupied_weights, fields, by_point
+    )
 
 
 @eqx.filter_jit
@@ -295,8 +319,10 @@ def _point_functions(
     tau: Array,
     weights: Array,
     fields: Array | None,
+    sdmx: Array | None,
 ) -> dict[str, Array]:
-    semilocal, nonlocal_ = descriptors(rho, sigma, tau, fields)
+    features = None if sdmx is None else sdmx.T
+    semilocal, nonlocal_ = descriptors(rho, sigma, tau, fields, features)
     lda_energy = weights * LDA_EXCHANGE_PREFACTOR * rho ** (4 / 3)
     return {"rho": rho, "lda_energy": lda_energy, "semilocal": semilocal, "nonlocal_": nonlocal_}
 

@@ -17,6 +17,7 @@ import ase.io
 from ase import Atoms
 
 from cider.baselines import BASELINES
+from cider.features.sdmx import Sdmx
 from cider.training import systems as default_sets
 from cider.training.configuration import RecipeError, from_table, to_table
 from cider.training.observations import Reaction
@@ -112,8 +113,9 @@ class FeatureChoice:
     """Which features of the density the functional sees, and the grids that integrate them.
 
     ``nldf`` lists the exponents (A, B, C) of the nonlocal features, ``source_exponent`` is that of
-    the integrated density (design: Phys. Rev. B 110, 075130). No ``nldf`` means a semilocal
-    functional.
+    the integrated density (design: Phys. Rev. B 110, 075130). ``sdmx`` lists families and powers j
+    of features of the density matrix (``cider.features.sdmx``). With neither, the functional is
+    semilocal.
     """
 
     level: str = "mgga"
@@ -121,6 +123,7 @@ class FeatureChoice:
     source_exponent: tuple[float, float, float] = (0.5, 0.0, 0.0)
     molecule_grid_level: int = 2
     atom_grid_level: int = 3
+    sdmx: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.level not in ("gga", "mgga"):
@@ -135,6 +138,8 @@ class FeatureChoice:
                 raise ValueError(f"exponent {list(exponent)} needs tau (C > 0): set level = 'mgga'")
         if len(set(self.nldf)) < len(self.nldf):
             raise ValueError("two nldf exponents are equal; their features would be the same")
+        if self.sdmx:
+            Sdmx(self.sdmx)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +158,7 @@ class ModelChoice:
     of opposite sign cancel in the energies and roughen the potential. ``semilocal_slope_sigma`` and
     ``nldf_slope_sigma`` do so for its root mean square slope by the semilocal descriptors and by
     the logarithms of nonlocal features (``cider.training.smoothness``); 0 leaves slopes free.
+    What is named ``nldf`` here holds for SDMX features too.
     """
 
     chebyshev_degree: int = 8

@@ -20,8 +20,8 @@ from cider.input_transform import InputTransform
 from cider.learned_functional import LearnedFunctional
 from cider.training.configuration import RecipeError, to_table
 from cider.training.descriptors import (
-    Convolution,
     DescriptorReader,
+    NonlocalMaps,
     descriptors_of,
     open_descriptors,
     produce_descriptors,
@@ -71,7 +71,7 @@ class Trained:
 
 def train(
     recipe: Recipe,
-    convolution: Convolution | None = None,
+    maps: NonlocalMaps | None = None,
     folder: Path | None = None,
     references: Path | None = None,
     descriptors: Path | None = None,
@@ -104,7 +104,7 @@ def train(
     energies = exchange_energies(facts)
     ready = [job for job in jobs if job.label in energies]
     done = produce_descriptors(
-        described.store, reference_store, ready, described.held, convolution, workers, console
+        described.store, reference_store, ready, described.held, maps, workers, console
     )
     failures |= done.failed
     keys = [job.label for job in ready if job.label not in done.failed]

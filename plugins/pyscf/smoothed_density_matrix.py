@@ -26,7 +26,7 @@ from cider.features.threads import thread_pool
 from cider.plugins.pyscf.atomic_orbitals import ao_blocks
 from cider.plugins.pyscf.density_matrices import eigenvectors
 
-POINTS_TOGETHER = 256
+POINTS_TOGETHER = 128
 """Points whose smoothed orbitals are there at the same time, in each thread."""
 
 
@@ -39,6 +39,7 @@ def sdmx_features(
 ) -> Float[np.ndarray, "spin set feature grid"]:
     """Features H of density matrices; raises as ``smoothed_shells``."""
     features = np.zeros((*dms.shape[:2], len(sdmx.terms), len(grids.weights)))
+    shells = smoothed_shells(mol, sdmx)
     for block in _blocks(mol, grids, dms, max_memory):
 
         def fill(part: _Part, smoothed: SmoothedOrbitals, block: _Block = block) -> None:
@@ -47,7 +48,7 @@ def sdmx_features(
                 target = features[index][:, block.points]
                 target[:, part.own] = np.asarray(values)[:, : part.size]
 
-        _for_parts(fill, mol, grids, sdmx, block)
+        _for_parts(fill, mol, grids, shells, block)
     return features
 
 
@@ -61,6 +62,7 @@ def sdmx_potential_matrices(
 ) -> Float[np.ndarray, "spin set ao ao"]:
     """Derivative of an energy by the density matrices, from that by their features."""
     vmat = np.zeros_like(dms)
+    shells = smoothed_shells(mol, sdmx)
     for block in _blocks(mol, grids, dms, max_memory):
         by_coefficients = {index: np.empty_like(x) for index, x in block.coefficients.items()}
 
@@ -77,7 +79,7 @@ def sdmx_potential_matrices(
                 values = smoothed.transpose(by_fields)
                 by_coefficients[index][:, part.own] = values[:, : part.size]
 
-        _for_parts(fill, mol, grids, sdmx, block)
+        _for_parts(fill, mol, grids, shells, block)
         for index, own in by_coefficients.items():
             vmat[index][block.active] += lib.ddot(block.ao, np.ascontiguousarray(own.T))
     return (vmat + vmat.swapaxes(-1, -2)) / 2
@@ -153,12 +155,11 @@ def _for_parts(
     function: Callable[[_Part, SmoothedOrbitals], None],
     mol: Any,
     grids: Any,
-    sdmx: Sdmx,
+    shells: SmoothedShells,
     block: _Block,
 ) -> None:
     """Call a function with parts of a block and the smoothed orbitals there, in threads."""
     coords, size = grids.coords[block.points], block.ao.shape[1]
-    shells = smoothed_shells(mol, sdmx)
 
     @float64
     def run(start: int) -> None:
