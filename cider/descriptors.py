@@ -56,33 +56,38 @@ class Descriptors(eqx.Module):
         """The kinds of nonlocal features, in their order."""
         return tuple(part for part in (self.nldf, self.sdmx) if part is not None)
 
-    def nonlocal_features(
+    def nldf_features(
         self,
         rho: Float[Array, " grid"],
         sigma: Float[Array, " grid"],
         tau: Float[Array, " grid"] | None,
         fields: Float[AnyArray, "grid target"] | None,
+    ) -> Float[Array, "nldf grid"]:
+        """Nonlocal density features of points; ``rho`` at least the cutoff.
+
+        ``fields`` are what the convolution of the grid makes of the sources of ``nldf``.
+        """
+        if self.nldf is None:
+            return jnp.zeros((0, rho.shape[0]))
+        if fields is None:
+            raise ValueError("nonlocal density features need the fields of their sources")
+        return self.nldf.features(rho, sigma, tau, fields)
+
+    def nonlocal_features(
+        self,
+        rho: Float[Array, " grid"],
+        nldf_features: Float[Array, "nldf grid"],
         sdmx: Float[Array, "sdmx grid"] | None,
     ) -> Float[Array, "nonlocal grid"]:
-        """Nonlocal features of points; ``rho`` at least the cutoff.
-
-        ``fields`` are what the convolution of the grid makes of the sources of ``nldf``, and
-        ``sdmx`` the features of the density matrix.
-        """
-        features = [jnp.zeros((0, rho.shape[0]))]
-        if self.nldf is not None:
-            if fields is None:
-                raise ValueError("nonlocal density features need the fields of their sources")
-            features.append(self.nldf.features(rho, sigma, tau, fields))
-        if self.sdmx is not None:
-            if sdmx is None:
-                raise NotImplementedError(
-                    f"{', '.join(self.sdmx.names)} need the smoothed density matrix, which there "
-                    "is for energies and potentials of molecules in PySCF alone: choose a "
-                    "functional without these features"
-                )
-            features.append(self.sdmx.scaled(rho, sdmx))
-        return jnp.concatenate(features)
+        """The same, and behind them features of the density matrix, without dimension."""
+        if self.sdmx is None:
+            return nldf_features
+        if sdmx is None:
+            raise NotImplementedError(
+                f"{', '.join(self.sdmx.names)} need the smoothed density matrix, which only "
+                "molecules in PySCF have: choose a functional without these features"
+            )
+        return jnp.concatenate([nldf_features, self.sdmx.scaled(rho, sdmx)])
 
     def bounded(
         self,
@@ -111,7 +116,8 @@ class Descriptors(eqx.Module):
         """Bounded semilocal and nonlocal descriptors of points, from the fields of the grid."""
         if self.needs_tau:
             tau = self._required(tau)
-        features = self.nonlocal_features(rho, sigma, tau, fields, sdmx)
+        nldf_features = self.nldf_features(rho, sigma, tau, fields)
+        features = self.nonlocal_features(rho, nldf_features, sdmx)
         return self.bounded(rho, sigma, tau, features)
 
     def _required(self, tau: Float[Array, " grid"] | None) -> Float[Array, " grid"]:

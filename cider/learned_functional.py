@@ -59,17 +59,21 @@ class LearnedFunctional(eqx.Module):
         ``fields`` are the convolution of the ``sources`` of each.
         """
         features = tuple(
-            self.descriptors.nonlocal_features(
-                *safe_ingredients(scaled, spin), own, safe_sdmx(scaled, spin)
-            )
+            self.descriptors.nldf_features(*safe_ingredients(scaled, spin), own)
             for spin, own in enumerate(fields)
         )
         return self.energy_density_of_features(scaled, features)
 
     def energy_density_of_features(
-        self, scaled: Density, features: tuple[Float[Array, "nonlocal grid"], ...]
+        self, scaled: Density, nldf_features: tuple[Float[Array, "nldf grid"], ...]
     ) -> Float[Array, " grid"]:
-        """The same, from the nonlocal features of each spin: a function of each point alone."""
+        """The same, from the nonlocal features of each spin density: a function of each point."""
+        features = tuple(
+            self.descriptors.nonlocal_features(
+                safe_ingredients(scaled, spin)[0], own, safe_sdmx(scaled, spin)
+            )
+            for spin, own in enumerate(nldf_features)
+        )
         parts = [term.energy_density(self.descriptors, scaled, features) for term in self.terms]
         return sum(parts[1:], start=parts[0])
 

@@ -18,6 +18,9 @@ derivative H, which here contains that of the sources, is all that has to be kep
 .. math:: \delta x \to \delta\theta \to \delta F = K \delta\theta \to \delta M, \qquad
           (\bar x, \bar M) = H (\delta x, \delta M), \qquad
           \bar M \to \bar F \to \bar\theta = K^T \bar F \to \bar x
+
+Features of the density matrix are among the ingredients x here; that they are quadratic in it is
+for the host to add.
 """
 
 import functools
@@ -74,7 +77,8 @@ class LinearResponse(eqx.Module):
             own = scaled.of_spins(slice(spin, spin + density.num_spins))
             responses.append(self._response(density, curvature, own))
             spin += density.num_spins
-        return jax.tree.map(lambda *x: change.num_spins * np.concatenate(x), *responses)
+        by_scaled: Density = jax.tree.map(lambda *x: np.concatenate(x), *responses)
+        return by_scaled.spin_scaled()
 
     def _response(
         self, density: Density, curvature: Float[np.ndarray, "pair grid"], change: Density
@@ -123,11 +127,6 @@ def linear_response(
     spins to equal changes, that of spin up to a change of which spin down has the opposite, both
     for twice the change of spin up. Exchange does not tell them apart.
     """
-    if functional.descriptors.sdmx is not None:
-        raise NotImplementedError(
-            f"the second derivative of {functional.name}, which reads the density matrix, is not "
-            "available yet: choose a functional without SDMX features"
-        )
     if triplet and density.num_spins != 1:
         raise ValueError("triplets are changes of a closed shell: the density has two spins")
     opposite = triplet and functional.has_correlation

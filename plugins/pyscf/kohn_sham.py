@@ -153,7 +153,6 @@ def _require_molecule(mf: Any, feature: str) -> None:
 
 def _excitations(name: str) -> Any:
     def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> Any:
-        require_density_alone(f"{name} is", self.xc)
         mf = self
         if _is_periodic(self):
             # Without exact exchange this changes nothing but PySCF's mind: it refuses to correct

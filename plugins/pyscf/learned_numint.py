@@ -18,6 +18,7 @@ from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of
 from cider.plugins.pyscf.libxc import (
     LibxcWithCider,
     libxc_energy_density_and_potential,
+    needs_tau,
     require_density_alone,
 )
 from cider.plugins.pyscf.response import XCKernel, checked_kernel
@@ -245,12 +246,12 @@ class LearnedNumInt(abc.ABC):
     def _kernel_at(
         self, mol: Any, grids: Any, functional: CiderFunctional, dm: Any, settings: Settings
     ) -> XCKernel:
-        require_density_alone("linear response is", functional)
         dms = (dm,) if np.ndim(dm) == self._matrix_ndim else tuple(dm)
         rho = self._densities_of_states(mol, grids, functional, dms, settings)[:, 0]
         check_density(rho, grids.weights)
         convolution = self._convolution_for(mol, grids, functional)
-        return XCKernel(functional, rho, grids.weights, convolution)
+        matrices = np.stack(dms) if functional.reads_density_matrix else None
+        return XCKernel(functional, rho, grids.weights, convolution, matrices)
 
     def _change_of_potential(
         self,
@@ -273,11 +274,29 @@ class LearnedNumInt(abc.ABC):
         vmat = []
         for start in range(0, len(lists[0]), together):
             some = [own[start : start + together] for own in lists]
-            rho = self._densities(mol, grids, some, kernel.rho.shape[1] == 5, settings)
+            rho = self._changes(mol, grids, kernel, some, settings)
             for i in range(rho.shape[1]):
                 rho[:, i] = kernel.potential(rho[:, i], triplet)
-            vmat.append(self._potential_matrices(mol, grids, rho, settings))
+            vmat.append(self._changes_of_matrices(mol, grids, kernel, some, rho, settings))
         return np.concatenate(vmat, axis=1)
+
+    def _changes(
+        self, mol: Any, grids: Any, kernel: XCKernel, dms: Sequence[Any], settings: Settings
+    ) -> Inexact[np.ndarray, "spin set ingredient grid"]:
+        """What a functional reads of changes of the density matrices."""
+        return self._densities(mol, grids, dms, needs_tau(kernel.functional), settings)
+
+    def _changes_of_matrices(
+        self,
+        mol: Any,
+        grids: Any,
+        kernel: XCKernel,
+        dms: Sequence[Any],
+        potential: Inexact[np.ndarray, "spin set ingredient grid"],
+        settings: Settings,
+    ) -> np.ndarray:
+        """Changes of the derivatives by density matrices, for changes of these."""
+        return self._potential_matrices(mol, grids, potential, settings)
 
     def _energies_and_potentials(
         self,

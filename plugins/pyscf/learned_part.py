@@ -7,6 +7,7 @@ from threadpoolctl import threadpool_limits
 
 from cider.density import Density
 from cider.functional import CiderFunctional
+from cider.plugins.pyscf.libxc import needs_tau
 
 
 def threads_of_pyscf() -> threadpool_limits:
@@ -22,8 +23,9 @@ def density_of(
 ) -> Density:
     """What the learned part reads of rho, grad rho, tau and, in the last rows, SDMX features."""
     tau = rho[:, 4] if functional.needs_tau else None
-    sdmx = functional.learned.descriptors.sdmx
-    features = None if sdmx is None else rho[:, -len(sdmx.terms) :]
+    features = None
+    if functional.reads_density_matrix:
+        features = rho[:, 5 if needs_tau(functional) else 4 :]
     return Density(rho[:, 0], rho[:, 1:4], tau, features)
 
 

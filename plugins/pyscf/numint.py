@@ -23,7 +23,12 @@ from cider.plugins.pyscf.libxc import (
     needs_tau,
     require_density_alone,
 )
-from cider.plugins.pyscf.smoothed_density_matrix import sdmx_features, sdmx_potential_matrices
+from cider.plugins.pyscf.response import XCKernel
+from cider.plugins.pyscf.smoothed_density_matrix import (
+    sdmx_changes,
+    sdmx_features,
+    sdmx_potential_matrices,
+)
 
 
 class CiderNumInt(LearnedNumInt, numint.NumInt):
@@ -99,6 +104,42 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         return vmat + sdmx_potential_matrices(
             mol, grids, sdmx, matrices, by_features, settings.max_memory
         )
+
+    def _changes(
+        self, mol: Any, grids: Any, kernel: XCKernel, dms: Sequence[Any], settings: Settings
+    ) -> Float[np.ndarray, "spin set ingredient grid"]:
+        rho = super()._changes(mol, grids, kernel, dms, settings)
+        sdmx = kernel.functional.learned.descriptors.sdmx
+        if sdmx is None or kernel.matrices is None:
+            return rho
+        matrices = kernel.matrices[:, None], checked_matrices(mol, dms)
+        features = sdmx_changes(mol, grids, sdmx, *matrices, settings.max_memory)
+        return np.concatenate([rho, features], axis=2)
+
+    def _changes_of_matrices(
+        self,
+        mol: Any,
+        grids: Any,
+        kernel: XCKernel,
+        dms: Sequence[Any],
+        potential: Float[np.ndarray, "spin set ingredient grid"],
+        settings: Settings,
+    ) -> Float[np.ndarray, "spin set ao ao"]:
+        functional, changes = kernel.functional, checked_matrices(mol, dms)
+        sdmx = functional.learned.descriptors.sdmx
+        rows = 5 if needs_tau(functional) else 4
+        vmat = self._potential_matrices(mol, grids, potential[:, :, :rows], settings)
+        if sdmx is None or kernel.matrices is None:
+            return vmat
+        # The derivative of a quadratic form is linear in the matrix and in the form's weight.
+        by_changed = potential[:, :, rows:]
+        by_unchanged = np.broadcast_to(kernel.by_features[:, None], by_changed.shape)
+        unchanged = np.broadcast_to(kernel.matrices[:, None], changes.shape)
+        for matrices, by_features in ((unchanged, by_changed), (changes, by_unchanged)):
+            vmat += sdmx_potential_matrices(
+                mol, grids, sdmx, matrices, by_features, settings.max_memory
+            )
+        return vmat
 
     def _densities(
         self, mol: Any, grids: Any, dms: Sequence[Any], with_tau: bool, settings: Settings

@@ -11,7 +11,7 @@ from jaxtyping import Float, Inexact
 from cider.features.convolution import GaussianConvolution
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
-from cider.plugins.pyscf.libxc import libxc_second_derivative
+from cider.plugins.pyscf.libxc import libxc_second_derivative, needs_tau
 from cider.response import LinearResponse
 
 
@@ -27,6 +27,8 @@ class XCKernel:
     rho: Float[np.ndarray, "spin ingredient grid"]
     weights: Float[np.ndarray, " grid"]
     convolution: GaussianConvolution | None
+    matrices: Float[np.ndarray, "spin ao ao"] | None = None
+    """The density matrices, for those functionals that read them."""
     factor: float = 1.0
 
     def __mul__(self, factor: float) -> "XCKernel":
@@ -44,7 +46,7 @@ class XCKernel:
     def potential(
         self, rho: Inexact[np.ndarray, "spin ingredient grid"], triplet: bool = False
     ) -> Inexact[np.ndarray, "spin ingredient grid"]:
-        """Change of the derivative by rho, grad rho and tau, for a change of these.
+        """Change of the derivative by rho, grad rho, tau and SDMX features, for one of these.
 
         ``triplet`` is for a closed shell, of whose spins the second changes by the opposite of the
         first: ``rho`` is then twice the change of spin up, and what is returned is that of its
@@ -53,11 +55,26 @@ class XCKernel:
         if np.iscomplexobj(rho):
             return self.potential(rho.real, triplet) + 1j * self.potential(rho.imag, triplet)
         semilocal = self._semilocal_triplet if triplet else self._semilocal
-        potential = np.einsum("xaybg,ybg->xag", semilocal, rho)
+        rows = semilocal.shape[1]
+        potential = np.zeros_like(rho)
+        potential[:, :rows] = np.einsum("xaybg,ybg->xag", semilocal, rho[:, :rows])
         learned = self._learned_triplet if triplet else self._learned
         with threads_of_pyscf():
             add_density(potential, learned(density_of(self.functional, rho)))
         return self.factor * potential
+
+    @property
+    def by_features(self) -> Float[np.ndarray, "spin feature grid"]:
+        """Derivative of the energy by the SDMX features at this density."""
+        return self.factor * self._by_features
+
+    @functools.cached_property
+    def _by_features(self) -> Float[np.ndarray, "spin feature grid"]:
+        with threads_of_pyscf():
+            _, potential = self.functional.learned_energy_and_potential(
+                density_of(self.functional, self.rho), self.weights, self.convolution
+            )
+        return np.asarray(potential.sdmx)
 
     @functools.cached_property
     def _learned(self) -> LinearResponse:
@@ -69,13 +86,17 @@ class XCKernel:
 
     @functools.cached_property
     def _semilocal(self) -> Float[np.ndarray, "spin ingredient spin ingredient grid"]:
-        return libxc_second_derivative(self.functional, self.rho, self.weights)
+        return libxc_second_derivative(self.functional, self._semilocal_rho, self.weights)
 
     @functools.cached_property
     def _semilocal_triplet(self) -> Float[np.ndarray, "1 ingredient 1 ingredient grid"]:
-        halves = np.concatenate([self.rho, self.rho]) / 2
+        halves = np.concatenate([self._semilocal_rho] * 2) / 2
         by_spins = libxc_second_derivative(self.functional, halves, self.weights)
         return (by_spins[:1, :, :1] - by_spins[:1, :, 1:]) / 2
+
+    @property
+    def _semilocal_rho(self) -> Float[np.ndarray, "spin ingredient grid"]:
+        return self.rho[:, : 5 if needs_tau(self.functional) else 4]
 
     def _linear_response(self, triplet: bool) -> LinearResponse:
         with threads_of_pyscf():
