@@ -96,7 +96,11 @@ def test_irreducible_k_points(method):
     assert some.to_khf().gen_response()(change).shape == change.shape
 
 
-@pytest.mark.parametrize("functional", [SEMILOCAL, NONLOCAL, SHIPPED], ids=str)
+@pytest.mark.parametrize(
+    "functional",
+    [SEMILOCAL, pytest.param(NONLOCAL, marks=pytest.mark.slow), SHIPPED],
+    ids=str,
+)
 def test_supercell_equals_mesh_of_k_points(cell, functional):
     by_k = solve(two_k_points(dft.KRKS, cell), functional)
     larger = super_cell(cell, [2, 1, 1])

@@ -50,7 +50,7 @@ def slope(energy, h):
     return (8 * (energy(h) - energy(-h)) - (energy(2 * h) - energy(-2 * h))) / (12 * h)
 
 
-@pytest.mark.parametrize("method", [dft.KRKS, dft.KUKS])
+@pytest.mark.parametrize("method", [pytest.param(dft.KRKS, marks=pytest.mark.slow), dft.KUKS])
 def test_forces_and_stress_are_the_derivatives_of_the_energy(method):
     """Atoms move while the crystal is strained."""
     gradients = solved(method, "nonlocal").nuc_grad_method()

@@ -241,7 +241,9 @@ def test_excitations_of_zero_learned_part_are_those_of_libxc(kind, fitted):
     np.testing.assert_allclose(energies[1], energies[0], atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["0.25 x-sl-mgga", "semilocal xc"])
+@pytest.mark.parametrize(
+    "name", ["0.25 x-sl-mgga", pytest.param("semilocal xc", marks=pytest.mark.slow)]
+)
 def test_excitations_of_closed_shells_are_singlets_and_triplets(name):
     mf = solve(dft.RKS, HYDROGEN, functional(name))
     parts = [
