@@ -84,23 +84,27 @@ SYSTEMS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--functional", default="x-nldf", help="name or path of a file")
-    parser.add_argument("--basis", default="def2-svp")
-    parser.add_argument("--grid-level", type=int, default=3)
+    parser = harness.options(__doc__, SYSTEMS)
+    parser.set_defaults(functional="x-nldf", basis="def2-svp")
     parser.add_argument("--max-cycle", type=int, default=100)
     parser.add_argument("--results", type=Path, default=Path("convergence.jsonl"))
     settings = parser.parse_args()
 
     lines = settings.results.read_text().splitlines() if settings.results.exists() else []
-    known = {row["system"]: row for row in map(json.loads, lines)}
+    rows = map(json.loads, lines)
+    known = {row["system"]: row for row in rows if row["settings"] == compared_settings(settings)}
     for name in settings.systems:
         if name not in known:
             known[name] = compared(settings, name)
             with settings.results.open("a") as file:
                 file.write(json.dumps(known[name]) + "\n")
     report(settings, [known[name] for name in settings.systems])
+
+
+def compared_settings(settings: argparse.Namespace) -> dict[str, Any]:
+    """What cycles depend on."""
+    names = ("functional", "basis", "grid_level", "max_cycle")
+    return {name: getattr(settings, name) for name in names}
 
 
 def compared(settings: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -115,7 +119,7 @@ def compared(settings: argparse.Namespace, name: str) -> dict[str, Any]:
         basis=settings.basis,
         verbose=0,
     )
-    row: dict[str, Any] = {"system": name}
+    row: dict[str, Any] = {"system": name, "settings": compared_settings(settings)}
     for column, xc in (("PBE", "PBE"), (settings.functional, harness.learned(settings.functional))):
         mf = dft.KS(mol, xc=xc).density_fit()
         mf.grids.level = settings.grid_level
