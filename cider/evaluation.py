@@ -67,7 +67,7 @@ def energy_and_potential(
         add_by_sources(by_own, functional, own, derivative_by_sources(by_fields, convolution))
         total += fraction * float(weights @ energy_density)
         potentials.append(by_own)
-    return total, _of_all_spins(potentials)
+    return total, of_all_spins(potentials)
 
 
 class GridDerivative(NamedTuple):
@@ -104,10 +104,10 @@ def potential_and_grid_derivative(
                 sources = _sources(functional, own.of_spin(spin))
                 by_centers.append(convolution.derivative(sources, by_field, by_source))
     centers = np.sum(by_centers, axis=0) if by_centers else None
-    return _of_all_spins(potentials), GridDerivative(by_weights, centers)
+    return of_all_spins(potentials), GridDerivative(by_weights, centers)
 
 
-def _of_all_spins(potentials: Sequence[Density]) -> Density:
+def of_all_spins(potentials: Sequence[Density]) -> Density:
     """By the densities, from the derivatives by the spin-scaled densities of some spins each."""
     by_scaled: Density = jax.tree.map(lambda *x: np.concatenate(x), *potentials)
     return by_scaled.spin_scaled()

@@ -44,6 +44,7 @@ from cider.evaluation import (
     derivative_by_sources,
     fields_of,
     independent_densities,
+    of_all_spins,
     pointwise_derivatives,
 )
 from cider.features.convolution import GaussianConvolution
@@ -77,8 +78,7 @@ class LinearResponse(eqx.Module):
             own = scaled.of_spins(slice(spin, spin + density.num_spins))
             responses.append(self._response(density, curvature, own))
             spin += density.num_spins
-        by_scaled: Density = jax.tree.map(lambda *x: np.concatenate(x), *responses)
-        return by_scaled.spin_scaled()
+        return of_all_spins(responses)
 
     def _response(
         self, density: Density, curvature: Float[np.ndarray, "pair grid"], change: Density

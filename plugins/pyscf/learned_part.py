@@ -7,7 +7,7 @@ from threadpoolctl import threadpool_limits
 
 from cider.density import Density
 from cider.functional import CiderFunctional
-from cider.plugins.pyscf.libxc import needs_tau
+from cider.plugins.pyscf.libxc import num_ingredients
 
 
 def threads_of_pyscf() -> threadpool_limits:
@@ -25,7 +25,7 @@ def density_of(
     tau = rho[:, 4] if functional.needs_tau else None
     features = None
     if functional.reads_density_matrix:
-        features = rho[:, 5 if needs_tau(functional) else 4 :]
+        features = rho[:, num_ingredients(functional) :]
     return Density(rho[:, 0], rho[:, 1:4], tau, features)
 
 

@@ -21,6 +21,11 @@ def needs_tau(functional: CiderFunctional) -> bool:
     )
 
 
+def num_ingredients(functional: CiderFunctional) -> int:
+    """Rows of rho, grad rho and, if a part reads it, tau; SDMX features come behind them."""
+    return _INGREDIENTS["MGGA" if needs_tau(functional) else "GGA"]
+
+
 def raise_not_yet(feature: str, functional: CiderFunctional) -> NoReturn:
     """Raise ``NotImplementedError``, which names the feature and what to do."""
     raise NotImplementedError(

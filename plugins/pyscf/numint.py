@@ -21,6 +21,7 @@ from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of
 from cider.plugins.pyscf.libxc import (
     libxc_energy_density_and_potential,
     needs_tau,
+    num_ingredients,
     require_density_alone,
 )
 from cider.plugins.pyscf.response import XCKernel
@@ -95,15 +96,8 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         potential: Float[np.ndarray, "spin set ingredient grid"],
         settings: Settings,
     ) -> Float[np.ndarray, "spin set ao ao"]:
-        rows = 5 if needs_tau(functional) else 4
-        vmat = self._potential_matrices(mol, grids, potential[:, :, :rows], settings)
-        sdmx = functional.learned.descriptors.sdmx
-        if sdmx is None:
-            return vmat
-        matrices, by_features = checked_matrices(mol, dms), potential[:, :, rows:]
-        return vmat + sdmx_potential_matrices(
-            mol, grids, sdmx, matrices, by_features, settings.max_memory
-        )
+        products = [(checked_matrices(mol, dms), potential[:, :, num_ingredients(functional) :])]
+        return self._matrices_of(mol, grids, functional, potential, products, settings)
 
     def _changes(
         self, mol: Any, grids: Any, kernel: XCKernel, dms: Sequence[Any], settings: Settings
@@ -126,16 +120,31 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         settings: Settings,
     ) -> Float[np.ndarray, "spin set ao ao"]:
         functional, changes = kernel.functional, checked_matrices(mol, dms)
+        products = []
+        if kernel.matrices is not None:
+            # The derivative of a quadratic form is linear in the matrix and in the form's weight.
+            by_changed = potential[:, :, num_ingredients(functional) :]
+            by_unchanged = np.broadcast_to(kernel.by_features[:, None], by_changed.shape)
+            unchanged = np.broadcast_to(kernel.matrices[:, None], changes.shape)
+            products = [(unchanged, by_changed), (changes, by_unchanged)]
+        return self._matrices_of(mol, grids, functional, potential, products, settings)
+
+    def _matrices_of(
+        self,
+        mol: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        potential: Float[np.ndarray, "spin set ingredient grid"],
+        products: Sequence[tuple[np.ndarray, np.ndarray]],
+        settings: Settings,
+    ) -> Float[np.ndarray, "spin set ao ao"]:
+        """Of the potential; SDMX features add products of matrices and derivatives by them."""
+        of_density = potential[:, :, : num_ingredients(functional)]
+        vmat = self._potential_matrices(mol, grids, of_density, settings)
         sdmx = functional.learned.descriptors.sdmx
-        rows = 5 if needs_tau(functional) else 4
-        vmat = self._potential_matrices(mol, grids, potential[:, :, :rows], settings)
-        if sdmx is None or kernel.matrices is None:
+        if sdmx is None:
             return vmat
-        # The derivative of a quadratic form is linear in the matrix and in the form's weight.
-        by_changed = potential[:, :, rows:]
-        by_unchanged = np.broadcast_to(kernel.by_features[:, None], by_changed.shape)
-        unchanged = np.broadcast_to(kernel.matrices[:, None], changes.shape)
-        for matrices, by_features in ((unchanged, by_changed), (changes, by_unchanged)):
+        for matrices, by_features in products:
             vmat += sdmx_potential_matrices(
                 mol, grids, sdmx, matrices, by_features, settings.max_memory
             )

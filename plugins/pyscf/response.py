@@ -11,7 +11,7 @@ from jaxtyping import Float, Inexact
 from cider.features.convolution import GaussianConvolution
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
-from cider.plugins.pyscf.libxc import libxc_second_derivative, needs_tau
+from cider.plugins.pyscf.libxc import libxc_second_derivative, num_ingredients
 from cider.response import LinearResponse
 
 
@@ -96,7 +96,7 @@ class XCKernel:
 
     @property
     def _semilocal_rho(self) -> Float[np.ndarray, "spin ingredient grid"]:
-        return self.rho[:, : 5 if needs_tau(self.functional) else 4]
+        return self.rho[:, : num_ingredients(self.functional)]
 
     def _linear_response(self, triplet: bool) -> LinearResponse:
         with threads_of_pyscf():
