@@ -32,7 +32,7 @@ from cider.training.integrals import (
 )
 from cider.training.recipe import FeatureChoice, ModelChoice
 from cider.training.reference import ReferenceSettings, compute_reference, read_density
-from cider.training.smoothness import slope_points, slope_rows, spread_points, values_at_points
+from cider.training.smoothness import slope_form, slope_points, spread_points, values_at_points
 from cider.training.store import Record, Store
 from cider.training.systems import System
 
@@ -74,6 +74,7 @@ def problem():
         np.array([0, 0, 0, 1, 1, 1, 1, 1, 1]),
         names[:, None] == names,
         tuple(str(name) for name in names),
+        np.zeros((size, size)),
         INPUTS,
         DEGREE,
     )
@@ -187,25 +188,35 @@ def test_fit_is_deterministic_and_likely(problem):
     assert (first.hyperparameters["length"] <= high * 1.001).all()
 
 
-def test_points_hold_the_enhancement_factor(problem):
+def test_what_is_held_is_observed_to_vanish(problem):
+    """Rows of a quadratic form are observations of zero with a noise of one."""
     count = 5
+    rows = 1e3 * problem.features[:count]
+    held = dataclasses.replace(problem, held=rows.T @ rows)
     same = np.eye(OBSERVATIONS + count, dtype=bool)
     same[:OBSERVATIONS, :OBSERVATIONS] = problem.same_system
-    held = dataclasses.replace(
+    observed = dataclasses.replace(
         problem,
-        features=np.concatenate([problem.features, 1e3 * problem.features[:count]]),
+        features=np.concatenate([problem.features, rows]),
         targets=np.concatenate([problem.targets, np.zeros(count)]),
-        groups=(*problem.groups, fitting.HELD),
+        groups=(*problem.groups, "zero"),
         noise_groups=np.concatenate([problem.noise_groups, np.full(count, 2)]),
-        same_system=np.pad(problem.same_system, (0, count))
-        | np.eye(OBSERVATIONS + count, dtype=bool),
+        same_system=same,
+        names=(*problem.names, *(f"zero {i}" for i in range(count))),
     )
-    choice = ModelChoice(chebyshev_degree=DEGREE, starts=1, noise_bounds=(0.1, 20.0))
-    found = fit(held, choice, 1, seed=0)
-    assert found.hyperparameters["noise"][2] == 1.0
-    assert found.left_out.shape == (OBSERVATIONS,)
-    # The points' errors are one, in units in which the observations count a thousandth of that.
-    assert np.abs(held.features[OBSERVATIONS:] @ found.weights).max() < 3.0
+    found = posterior(held, HYPERPARAMETERS)
+    # With the noise of different densities, which every observation has, that of zeros is one.
+    noise = np.append(HYPERPARAMETERS["noise"], np.sqrt(1 - 0.2**2))
+    expected = posterior(observed, {**HYPERPARAMETERS, "noise": noise})
+    # The jitter of the fit, 1e-8 mHa^2, is all that differs.
+    np.testing.assert_allclose(found.weights, expected.weights, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        found.left_out, expected.left_out[:OBSERVATIONS], rtol=1e-6, atol=1e-9
+    )
+    # The constant of the normal distributions of what is held is left out.
+    constant = -0.5 * count * np.log(2 * np.pi)
+    assert found.log_likelihood + constant == pytest.approx(expected.log_likelihood, abs=1e-6)
+    assert np.abs(rows @ found.weights).max() < 3.0
 
 
 def test_spread_points_are_far_from_one_another(points, tmp_path):
@@ -224,13 +235,13 @@ def test_spread_points_are_far_from_one_another(points, tmp_path):
 
 
 @pytest.mark.parametrize("sigmas", [(0.5, 0.0), (0.0, 0.2), (0.5, 0.2)])
-def test_slope_rows_are_the_mean_square_slope(points, tmp_path, sigmas):
+def test_slope_form_is_the_mean_square_slope(points, tmp_path, sigmas):
     """Of the learned factor, against finite differences in the descriptors."""
     exchange = _functional(points).terms[0]
     store = Store(tmp_path, {"content": "descriptors"})
     store.write(Record("descriptors/PBE/OH", dataclasses.asdict(points), {}))
     u, z = slope_points(store, ["PBE/OH"], 0)
-    rows = slope_rows(u, z, exchange.transform, DEGREE, *sigmas)
+    form_of_slopes = slope_form(u, z, exchange.transform, DEGREE, *sigmas)
     form = exchange.model.quadratic_form
     pairs = itertools.combinations(range(6), 2)
     blocks = form[1:, 1:].reshape(6, DEGREE, 6, DEGREE)
@@ -253,7 +264,7 @@ def test_slope_rows_are_the_mean_square_slope(points, tmp_path, sigmas):
         ]
         if sigma:
             expected += np.mean(((changed[0] - changed[1]) / (2 * h * sigma)) ** 2)
-    assert np.sum((rows @ weights) ** 2) == pytest.approx(expected, rel=1e-3)
+    assert weights @ form_of_slopes @ weights == pytest.approx(expected, rel=1e-3)
 
 
 def test_quadratic_form_and_parameters_agree():

@@ -8,14 +8,20 @@ Gaussian kernels on [-1, 1], :math:`k_i(x, x') \approx \sum_{kl} L^i_{kl} T_k(x)
           s_2^2 s_i^2 s_j^2\, L^i \otimes L^j \quad\text{(pairs)}.
 
 Observations are linear in the parameters with per-system integrals for coefficients, so the fit
-and its marginal likelihood never touch a grid. Energies are in mHa here, so that all numbers are
-of order one.
+and its marginal likelihood never touch a grid. What keeps the fit smooth is a quadratic form of the
+parameters, which joins the prior. With a root R of the prior, the precision A of the parameters by
+observations and that form is seen through
+
+.. math:: K = 1 + R^T A R
+
+whose size is the number of parameters, however many points the smoothness is asked at. Energies are
+in mHa here, so that all numbers are of order one.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,23 +34,23 @@ from cider.training.integrals import Integrals
 from cider.training.observations import Observation, coefficient_matrix
 from cider.training.recipe import ModelChoice
 
-HELD = "held"
-"""Noise group of what shall vanish within one; its noise is not fitted."""
-
 _MILLI = 1e3
 _NODES = 48
 _JITTER = 1e-8
+_ROOT_JITTER = 1e-13
+"""Added to kernels, whose size is about one, so that rounding leaves them positive."""
 
 Hyperparameters = Mapping[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Observations as the fit sees them, in mHa, then the combinations that shall vanish.
+    """Observations as the fit sees them, in mHa.
 
     ``noise_groups`` are indices into the fitted noises; ``same_system`` marks pairs of observations
     that differ by their density alone, whose model error is common. ``names`` are the systems',
-    one for each observation. What shall vanish has a unit noise, the last of the noise groups.
+    one for each observation. Minus half of the quadratic form ``held`` is the logarithm of a prior
+    probability, beside that of the kernels.
     """
 
     features: Float[np.ndarray, "observation parameter"]
@@ -53,6 +59,7 @@ class Problem:
     noise_groups: np.ndarray
     same_system: np.ndarray
     names: tuple[str, ...]
+    held: Float[np.ndarray, "parameter parameter"]
     num_inputs: int
     degree: int
 
@@ -133,35 +140,26 @@ def build_problem(
     integrals: Integrals,
     degree: int,
     groups: tuple[str, ...] = (),
-    held: Float[np.ndarray, "row parameter"] | None = None,
+    held: Float[np.ndarray, "parameter parameter"] | None = None,
 ) -> Problem:
     """The observations as linear equations for the parameters.
 
     ``groups`` are the noise groups of a larger problem, where its hyperparameters will be used.
-    ``held`` are combinations of the parameters that shall vanish within one.
     """
     num_inputs = (integrals.matrices.shape[1] - 1) // degree
     combine = coefficient_matrix(observations, integrals.keys)
-    features = parameter_features(integrals.matrices, num_inputs, degree)
+    features = _MILLI * (combine @ parameter_features(integrals.matrices, num_inputs, degree))
     exact = np.array([o.value for o in observations])
-    num_held = 0 if held is None else len(held)
-    if not groups:
-        groups = tuple(sorted({o.noise for o in observations}))
-        groups += (HELD,) if num_held else ()
-    rows = _MILLI * (combine @ features)
-    if held is not None:
-        rows = np.concatenate([rows, held])
-    targets = _MILLI * (exact - combine @ integrals.baseline)
-    noises = [o.noise for o in observations] + [HELD] * num_held
-    names = [f"{o.kind} {o.name}" for o in observations]
-    labels = np.array(names + [f"{HELD} {i}" for i in range(num_held)])
+    groups = groups or tuple(sorted({o.noise for o in observations}))
+    labels = np.array([f"{o.kind} {o.name}" for o in observations])
     return Problem(
-        rows,
-        np.concatenate([targets, np.zeros(num_held)]),
+        features,
+        _MILLI * (exact - combine @ integrals.baseline),
         groups,
-        np.array([groups.index(noise) for noise in noises]),
+        np.array([groups.index(o.noise) for o in observations]),
         labels[:, None] == labels,
         tuple(o.name for o in observations),
+        np.zeros((features.shape[1],) * 2) if held is None else held,
         num_inputs,
         degree,
     )
@@ -219,15 +217,21 @@ def posterior(problem: Problem, hyperparameters: Mapping[str, np.ndarray]) -> Fi
     """The posterior of the parameters with given hyperparameters."""
     arrays = _as_arrays(problem)
     given = {k: jnp.asarray(v) for k, v in hyperparameters.items()}
-    smoothed = np.asarray(_times_prior(arrays["features"], given, problem.num_inputs))
-    covariance = np.asarray(_covariance(arrays, given))
-    inverse = np.linalg.inv(covariance)
-    inverse = (inverse + inverse.T) / 2
-    solved = inverse @ problem.targets
-    left_out, left_out_sigma = _left_out(problem, inverse, solved)
+    own = jax.tree.map(np.asarray, _condition(arrays, given))
+    solution = linalg.solve_triangular(own.factor, own.projected, lower=True)
+    root = linalg.solve_triangular(own.factor, own.root_transpose, lower=True).T
+    weights = root @ solution
+    unexplained = own.features @ root
+    inverse = np.eye(len(own.targets)) - unexplained @ unexplained.T
+    by_noise = linalg.solve_triangular(own.noise_factor, np.eye(len(inverse)), lower=True)
+    left_out, left_out_sigma = _left_out(
+        problem,
+        by_noise.T @ inverse @ by_noise,
+        by_noise.T @ (own.targets - own.features @ weights),
+    )
     return Fit(
-        smoothed.T @ solved,
-        _covariance_factor(problem, arrays, given),
+        weights,
+        _of_low_rank(problem, root),
         dict(hyperparameters),
         problem.groups,
         float(log_marginal_likelihood(arrays, given)),
@@ -239,13 +243,14 @@ def posterior(problem: Problem, hyperparameters: Mapping[str, np.ndarray]) -> Fi
 
 
 def log_marginal_likelihood(arrays: Mapping[str, Array], given: Hyperparameters) -> Array:
-    """Of the observations (mHa), noise included."""
-    factor = jnp.linalg.cholesky(_covariance(arrays, given))
-    white = jax.scipy.linalg.solve_triangular(factor, arrays["targets"], lower=True)
-    size = white.shape[0]
+    """Of the observations (mHa), noise included, and of what is held, up to a constant."""
+    own = _condition(arrays, given)
+    explained = jax.scipy.linalg.solve_triangular(own.factor, own.projected, lower=True)
+    size = own.targets.shape[0]
     return (
-        -0.5 * white @ white
-        - jnp.sum(jnp.log(jnp.diagonal(factor)))
+        -0.5 * (own.targets @ own.targets - explained @ explained)
+        - jnp.sum(jnp.log(jnp.diagonal(own.factor)))
+        - jnp.sum(jnp.log(jnp.diagonal(own.noise_factor)))
         - 0.5 * size * jnp.log(2 * jnp.pi)
     )
 
@@ -271,12 +276,14 @@ def _layout(
         choice.semilocal_length_bounds if i < num_semilocal else choice.nldf_length_bounds
         for i in range(problem.num_inputs)
     ]
-    special = {"atom": choice.atom_noise_bounds, HELD: (1.0, 1.0)}
     sizes = {
         "length": lengths,
         "amplitude": [choice.amplitude_bounds] * problem.num_inputs,
         "interaction": [choice.interaction_bounds],
-        "noise": [special.get(group, choice.noise_bounds) for group in problem.groups],
+        "noise": [
+            choice.atom_noise_bounds if group == "atom" else choice.noise_bounds
+            for group in problem.groups
+        ],
     }
     if problem.several_densities:
         sizes["density_noise"] = [choice.density_noise_bounds]
@@ -294,14 +301,45 @@ def _as_arrays(problem: Problem) -> dict[str, Any]:
         "targets": jnp.asarray(problem.targets),
         "noise_groups": jnp.asarray(problem.noise_groups),
         "same_system": jnp.asarray(problem.same_system.astype(float)),
+        "held": jnp.asarray(problem.held),
         "num_inputs": problem.num_inputs,
     }
 
 
-def _covariance(arrays: Mapping[str, Any], given: Hyperparameters) -> Array:
-    features = arrays["features"]
-    smoothed = _times_prior(features, given, arrays["num_inputs"])
-    return smoothed @ features.T + _noise_covariance(arrays, given)
+class _Conditioned(NamedTuple):
+    """Lower triangular factors of the noise and of K; what the root R makes of the rest.
+
+    ``features`` (A) and ``targets`` (y) are whitened by the noise, ``projected`` is Rᵀ Aᵀ y.
+    """
+
+    noise_factor: Array
+    features: Array
+    targets: Array
+    root_transpose: Array
+    factor: Array
+    projected: Array
+
+
+def _condition(arrays: Mapping[str, Any], given: Hyperparameters) -> _Conditioned:
+    noise_factor = jnp.linalg.cholesky(_noise_covariance(arrays, given))
+    features, targets = (
+        jax.scipy.linalg.solve_triangular(noise_factor, arrays[name], lower=True)
+        for name in ("features", "targets")
+    )
+    num_inputs = arrays["num_inputs"]
+    precision = arrays["held"] + features.T @ features
+    seen = _times_root(_times_root(precision, given, num_inputs).T, given, num_inputs)
+    size = len(precision)
+    factor = jnp.linalg.cholesky(jnp.eye(size) + seen)
+    root_transpose = _times_root(jnp.eye(size), given, num_inputs).T
+    return _Conditioned(
+        noise_factor,
+        features,
+        targets,
+        root_transpose,
+        factor,
+        root_transpose @ (features.T @ targets),
+    )
 
 
 def _noise_covariance(arrays: Mapping[str, Any], given: Hyperparameters) -> Array:
@@ -311,24 +349,22 @@ def _noise_covariance(arrays: Mapping[str, Any], given: Hyperparameters) -> Arra
     return variance + own * jnp.eye(len(variance))
 
 
-def _times_prior(features: Array, given: Hyperparameters, num_inputs: int) -> Array:
-    """Coefficients of observations times the prior covariance of the parameters."""
-    count = features.shape[0]
-    degree = _degree(features.shape[1], num_inputs)
+def _times_root(
+    rows: Float[Array, "row parameter"], given: Hyperparameters, num_inputs: int
+) -> Float[Array, "row parameter"]:
+    """Rows times a root R of the parameters' prior covariance R Rᵀ."""
+    count = rows.shape[0]
+    degree = _degree(rows.shape[1], num_inputs)
     size = num_inputs * degree
-    scaled = given["amplitude"][:, None, None] ** 2 * chebyshev_kernel(given["length"], degree)
-    main = jnp.einsum("nik,ikl->nil", features[:, :size].reshape(count, num_inputs, degree), scaled)
+    kernels = chebyshev_kernel(given["length"], degree) + _ROOT_JITTER * jnp.eye(degree)[None]
+    roots = given["amplitude"][:, None, None] * jnp.linalg.cholesky(kernels)
+    main = jnp.einsum("nik,ikl->nil", rows[:, :size].reshape(count, num_inputs, degree), roots)
     first, second = np.triu_indices(num_inputs, 1)
-    pairs = features[:, size:].reshape(count, len(first), degree, degree)
-    mixed = jnp.einsum("npkl,pka->npal", pairs, scaled[first])
-    mixed = jnp.einsum("npal,plb->npab", mixed, scaled[second])
-    mixed = given["interaction"][0] ** 2 * mixed
+    pairs = rows[:, size:].reshape(count, len(first), degree, degree)
+    mixed = jnp.einsum("npkl,pka->npal", pairs, roots[first])
+    mixed = jnp.einsum("npal,plb->npab", mixed, roots[second])
+    mixed = given["interaction"][0] * mixed
     return jnp.concatenate([main.reshape(count, size), mixed.reshape(count, -1)], axis=1)
-
-
-def _prior_matrix(given: Hyperparameters, num_inputs: int, degree: int) -> Array:
-    size = num_inputs * degree + num_inputs * (num_inputs - 1) // 2 * degree**2
-    return _times_prior(jnp.eye(size), given, num_inputs)
 
 
 def _degree(num_parameters: int, num_inputs: int) -> int:
@@ -353,34 +389,13 @@ def _left_out(
     return errors, sigma
 
 
-def _covariance_factor(
-    problem: Problem, arrays: Mapping[str, Any], given: Hyperparameters, rank: int = 96
-) -> np.ndarray:
-    """A factor of low rank that keeps the variances of the observed kind of combinations."""
-    root = _posterior_root(problem, arrays, given)
-    seen = problem.features[: len(problem.names)] @ root
+def _of_low_rank(
+    problem: Problem, root: Float[np.ndarray, "parameter parameter"], rank: int = 96
+) -> Float[np.ndarray, "parameter rank"]:
+    """From a root of the covariance one that keeps the variances of the observed kind."""
+    seen = problem.features @ root
     # Directions that no observation sees count a little, in case another molecule does.
-    observed = problem.features[: len(problem.names)]
-    weight = 1e-3 * np.mean(np.sum(observed**2, axis=0)) / len(seen)
+    weight = 1e-3 * np.mean(np.sum(problem.features**2, axis=0)) / len(seen)
     metric = seen.T @ seen / len(seen) + weight * root.T @ root
     _, directions = np.linalg.eigh(metric)
     return root @ directions[:, ::-1][:, : min(rank, root.shape[1])]
-
-
-def _posterior_root(
-    problem: Problem, arrays: Mapping[str, Any], given: Hyperparameters
-) -> np.ndarray:
-    """A factor of the posterior covariance of the parameters.
-
-    The difference of prior and reduction would lose all digits: an energy of 100 Ha, uncertain by
-    10 % before and by 1 mHa after the fit, is a variance of 1e-8 of the prior's.
-    """
-    prior = np.asarray(_prior_matrix(given, problem.num_inputs, problem.degree))
-    values, vectors = np.linalg.eigh(prior)
-    prior_root = vectors * np.sqrt(np.maximum(values, 0.0))
-    noise_root = np.linalg.cholesky(np.asarray(_noise_covariance(arrays, given)))
-    seen = linalg.solve_triangular(noise_root, problem.features @ prior_root, lower=True)
-    _, gains, directions = np.linalg.svd(seen, full_matrices=True)
-    left = np.ones(len(directions))
-    left[: len(gains)] = 1 / np.sqrt(1 + gains**2)
-    return prior_root @ directions.T * left

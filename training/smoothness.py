@@ -2,7 +2,7 @@ r"""What keeps a fit smooth: combinations of its parameters that shall vanish wi
 
 Energies alone leave the enhancement factor free to be steep: slopes by one feature and by its like
 cancel in the energies of molecules, but not in the errors of features, nor in the potential. Two
-kinds of pseudo-observations bind it. At points far from one another the learned factor g itself is
+terms bind it. At points far from one another the learned factor g itself is
 held. And its mean square slope is, over a sample of points,
 
 .. math:: \Big\langle \sum_i \frac{1}{\sigma_i^2}
@@ -11,8 +11,7 @@ held. And its mean square slope is, over a sample of points,
           \left(\frac{\partial g}{\partial u_j}\right)^2 \Big\rangle
 
 with nonlocal features G and bounded semilocal descriptors u: minus half of this is the logarithm of
-its prior probability. Being quadratic in the parameters, it is as many linear observations as its
-matrix has directions.
+its prior probability. Both are quadratic forms of the parameters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,8 +34,6 @@ LEAST_DENSITY = 1e-5
 _POOL_PER_SYSTEM = 200
 _SLOPES_PER_SYSTEM = 40
 _BLOCK = 512
-_LEAST_SHARE = 1e-5
-"""Share of the largest eigenvalue below which a direction of the slopes' matrix is left out."""
 
 
 @float64
@@ -100,15 +97,18 @@ def slope_points(
 
 
 @float64
-def slope_rows(
+def slope_form(
     semilocal: Float[np.ndarray, "semilocal point"],
     nonlocal_: Float[np.ndarray, "nonlocal point"],
     transform: InputTransform,
     degree: int,
     semilocal_sigma: float,
     nldf_sigma: float,
-) -> Float[np.ndarray, "row parameter"]:
-    """Rows A such that the square of A w is the mean square slope; a sigma of 0 counts none."""
+) -> Float[np.ndarray, "parameter parameter"]:
+    """The quadratic form of the parameters that is the mean square slope; a sigma of 0 counts none.
+
+    One of the sigmas is not zero.
+    """
     num_inputs = len(semilocal) + len(nonlocal_)
     moment = 0.0
     sigmas = [semilocal_sigma] * len(semilocal) + [nldf_sigma] * len(nonlocal_)
@@ -117,9 +117,7 @@ def slope_rows(
             for matrices in _slope_matrices(semilocal, nonlocal_, transform, degree, descriptor):
                 rows = parameter_features(matrices, num_inputs, degree) / sigma
                 moment = moment + rows.T @ rows / semilocal.shape[1]
-    values, vectors = np.linalg.eigh(np.atleast_2d(moment))
-    kept = values > _LEAST_SHARE * values.max()
-    return (vectors[:, kept] * np.sqrt(values[kept])).T
+    return np.asarray(moment)
 
 
 def _slope_matrices(

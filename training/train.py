@@ -28,7 +28,7 @@ from cider.training.descriptors import (
     read_points,
 )
 from cider.training.evaluation import MILLIHARTREE, Evaluation, calibrate, evaluate, summarize
-from cider.training.fit import HELD, Fit, build_problem, fit, parameter_features, posterior
+from cider.training.fit import Fit, build_problem, fit, parameter_features, posterior
 from cider.training.integrals import (
     Integrals,
     enhancement_range,
@@ -48,7 +48,7 @@ from cider.training.produce import produce_references
 from cider.training.recipe import Recipe
 from cider.training.reference import reference_key
 from cider.training.report import LearningPoint, Report, write_report
-from cider.training.smoothness import slope_points, slope_rows, spread_points, values_at_points
+from cider.training.smoothness import slope_form, slope_points, spread_points, values_at_points
 from cider.training.store import Store, content_hash
 from cider.training.systems import System
 
@@ -224,18 +224,18 @@ def _held(
     sample: Sequence[str],
     transform: InputTransform,
     anchor: Float[np.ndarray, " input"],
-) -> Float[np.ndarray, "row parameter"] | None:
-    """Combinations of the parameters that the recipe holds to zero, in units of their sigma."""
-    choice, degree, rows = recipe.model, recipe.model.chebyshev_degree, []
+) -> Float[np.ndarray, "parameter parameter"] | None:
+    """The quadratic form of the parameters by which the recipe holds the learned factor."""
+    choice, degree, held = recipe.model, recipe.model.chebyshev_degree, []
     if choice.enhancement_points:
         inputs = spread_points(store, sample, transform, recipe.seed, choice.enhancement_points)
         values = parameter_features(values_at_points(inputs, anchor, degree), anchor.size, degree)
-        rows.append(values / choice.enhancement_sigma)
+        held.append(values.T @ values / choice.enhancement_sigma**2)
     sigmas = choice.semilocal_slope_sigma, choice.nldf_slope_sigma
     if any(sigmas):
         semilocal, nonlocal_ = slope_points(store, sample, recipe.seed)
-        rows.append(slope_rows(semilocal, nonlocal_, transform, degree, *sigmas))
-    return np.concatenate(rows) if rows else None
+        held.append(slope_form(semilocal, nonlocal_, transform, degree, *sigmas))
+    return sum(held[1:], held[0]) if held else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _learning_curve(
     training: Sequence[Observation],
     observations: Sequence[Observation],
     integrals: Integrals,
-    held: Float[np.ndarray, "row parameter"] | None,
+    held: Float[np.ndarray, "parameter parameter"] | None,
 ) -> tuple[LearningPoint, ...]:
     """Errors of fits to nested shares of the training systems, with all the atoms.
 
@@ -359,7 +359,6 @@ def _error_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
 def _hyperparameters(fitted: Fit) -> dict[str, Any]:
     values = {k: [float(x) for x in v] for k, v in fitted.hyperparameters.items()}
     noises = dict(zip(fitted.groups, values.pop("noise"), strict=True))
-    noises.pop(HELD, None)
     return {**values, "noise_mHa": noises}
 
 
