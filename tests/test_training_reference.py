@@ -47,9 +47,34 @@ def test_exchange_cancels_self_repulsion(system):
 
 def test_closed_shell_equals_two_equal_spins():
     mol, dm = read_density(compute_reference(H2, "HF", SETTINGS))
-    both = np.concatenate([dm, dm]) / 2
-    closed = reference.exact_exchange_energy(mol, dm)
-    assert reference.exact_exchange_energy(mol, both) == pytest.approx(closed, abs=1e-10)
+    closed = reference.exact_exchange_potential(mol, dm)[0]
+    for spin in reference.exact_exchange_potential(mol, np.concatenate([dm, dm]) / 2):
+        np.testing.assert_allclose(spin, closed, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("system", [H2, LI], ids=lambda s: s.name)
+def test_exchange_by_occupation_is_that_of_changed_occupations(system):
+    """Of a quadratic energy, against differences of its values at changed density matrices."""
+    record = compute_reference(system, "PBE", SETTINGS)
+    mol, dm = read_density(record)
+    for spin in range(len(dm)):
+        occupied = record.arrays[f"occupied_orbitals_{spin}"]
+        unoccupied = record.arrays[f"unoccupied_orbitals_{spin}"]
+        orbitals = np.concatenate([occupied, unoccupied], axis=1)
+        assert (
+            unoccupied.shape[1] == 1
+            and occupied.shape[1] == (record.arrays["occupations"][spin] > 0).sum()
+        )
+        for orbital, expected in zip(
+            orbitals.T, record.arrays[f"exchange_by_occupation_{spin}"], strict=True
+        ):
+            energies = []
+            for step in (0.5, -0.5):
+                changed = dm.copy()
+                changed[spin] += step * np.outer(orbital, orbital)
+                potential = reference.exact_exchange_potential(mol, changed)
+                energies.append(0.5 * np.vdot(changed, potential))
+            assert energies[0] - energies[1] == pytest.approx(expected, abs=1e-9)
 
 
 def test_semilocal_energies_are_those_of_pyscf():

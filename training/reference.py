@@ -6,7 +6,11 @@ aims at is always the exact exchange of that density matrix,
 .. math:: E_x[\gamma] = -\tfrac12 \sum_\sigma \mathrm{Tr}\,(\gamma_\sigma K[\gamma_\sigma])
 
 with exact four-centre integrals. The SCF itself fits its Coulomb (and Fock) matrix, because only
-the energy has to be exact for the density at hand.
+the energy has to be exact for the density at hand. Its derivatives by the occupations of orbitals,
+
+.. math:: \frac{\partial E_x}{\partial f_{i\sigma}} = -\langle i | K[\gamma_\sigma] | i \rangle
+
+are the exchange parts of orbital energies; they come from the same integrals.
 """
 
 import dataclasses
@@ -61,7 +65,7 @@ class ReferenceSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values, for a store's header."""
-        return {"content": "reference", "version": 1, **dataclasses.asdict(self)}
+        return {"content": "reference", "version": 2, **dataclasses.asdict(self)}
 
 
 def reference_key(system: System | str, density: str) -> str:
@@ -94,7 +98,9 @@ def build_molecule(system: System, basis: str) -> gto.Mole:
 def compute_reference(system: System, density: str, settings: ReferenceSettings) -> Record:
     """SCF density of ``system`` with the method ``density``, and its exchange energies (Ha).
 
-    A closed shell is computed restricted and stored with a spin axis of length 1.
+    A closed shell is computed restricted and stored with a spin axis of length 1. For each spin
+    there are the occupied orbitals, the lowest unoccupied one, and for these in turn the derivative
+    (Ha) of the exact exchange energy by the occupation of one spin orbital.
 
     Raises:
         ValueError: The system cannot be built.
@@ -108,14 +114,19 @@ def compute_reference(system: System, density: str, settings: ReferenceSettings)
     orbitals, occupations = _spin_orbitals(mf)
     dm = density_matrix(orbitals, occupations)
     started = time.perf_counter()
-    exact = exact_exchange_energy(mol, dm)
+    potential = exact_exchange_potential(mol, dm)
+    exact = 0.5 * float(np.vdot(dm, potential))
     exchange_seconds = time.perf_counter() - started
 
     grids = mf.grids if hasattr(mf, "grids") else _grids(mol, settings.grid_level(system))
     energies, electrons = semilocal_exchange_energies(mol, grids, orbitals, occupations)
     arrays: dict[str, np.ndarray] = {"occupations": occupations}
     for spin, (c, n) in enumerate(zip(orbitals, occupations, strict=True)):
-        arrays[f"occupied_orbitals_{spin}"] = c[:, n > 0]
+        occupied, unoccupied = c[:, n > 0], c[:, n == 0][:, :1]
+        both = np.concatenate([occupied, unoccupied], axis=1)
+        arrays[f"occupied_orbitals_{spin}"] = occupied
+        arrays[f"unoccupied_orbitals_{spin}"] = unoccupied
+        arrays[f"exchange_by_occupation_{spin}"] = np.sum(both * (potential[spin] @ both), axis=0)
     spin_square = mf.spin_square()[0] if system.spin else 0.0
     facts = {
         "status": "converged",
@@ -144,20 +155,22 @@ def failed_reference(system: System, density: str, reason: str) -> Record:
     return Record(reference_key(system, density), {}, facts)
 
 
-def exact_exchange_energy(mol: gto.Mole, dm: Float[np.ndarray, "spin ao ao"]) -> float:
-    """Exact exchange energy (Ha) of a density matrix, by exact four-centre integrals.
+def exact_exchange_potential(
+    mol: gto.Mole, dm: Float[np.ndarray, "spin ao ao"]
+) -> Float[np.ndarray, "spin ao ao"]:
+    """Derivative of the exact exchange energy (Ha) by the density matrix, by exact integrals.
 
-    Spin length 1 is the total density matrix of a closed shell. Integrals are screened so that
-    the energy is good to about 1e-8 Ha.
+    Spin length 1 is the total density matrix of a closed shell. The energy, half of the product of
+    both, is screened to be good to about 1e-8 Ha.
     """
     solver = scf.RHF(mol)
     solver.direct_scf_tol = 1e-12
     # Integrals are recomputed, not kept: two workers share the memory of a laptop.
     solver.max_memory = 0
-    exchange = solver.get_k(mol, dm[0] if len(dm) == 1 else dm, hermi=1)
     # With 2 gamma_sigma = dm[0], K is linear and both spins contribute the same.
-    factor = -0.25 if len(dm) == 1 else -0.5
-    return float(factor * np.vdot(dm, exchange))
+    if len(dm) == 1:
+        return -0.5 * solver.get_k(mol, dm[0], hermi=1)[None]
+    return -solver.get_k(mol, dm, hermi=1)
 
 
 def semilocal_exchange_energies(
