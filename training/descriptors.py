@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from pyscf import dft
+from pyscf import dft, gto
 from rich.console import Console
 
 from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, float64
@@ -49,7 +49,9 @@ class NonlocalMaps(NamedTuple):
 
 
 _BLOCK = 4096
-_MAX_MEMORY = 1000
+MAX_MEMORY = 1000
+"""Of PySCF, in MB, for features of density matrices."""
+
 _SEMILOCAL = {"gga": 1, "mgga": 2}
 
 
@@ -126,9 +128,12 @@ class DescriptorStore:
     def read(self, key: str) -> Record:
         """The record ``key`` with the chosen rows alone; raises what ``Store.read`` raises."""
         record = self.store.read(key)
-        arrays = dict(record.arrays)
-        arrays["semilocal"] = arrays["semilocal"][list(self.semilocal)]
-        arrays["nonlocal_"] = arrays["nonlocal_"][list(self.nonlocal_)]
+        rows = {"semilocal": list(self.semilocal), "nonlocal": list(self.nonlocal_)}
+        arrays = {
+            # Of points, and of how they change with the occupation of an orbital.
+            name: values[rows[name.partition("_")[0]]] if name.startswith(tuple(rows)) else values
+            for name, values in record.arrays.items()
+        }
         return Record(key, arrays, record.facts)
 
 
@@ -180,27 +185,19 @@ def compute_descriptors(
         ValueError: The reference has no density, or nonlocal features lack their ``maps``.
     """
     mol, dm = read_density(reference)
-    grids = dft.gen_grid.Grids(mol)
-    grids.level = choice.atom_grid_level if mol.natm == 1 else choice.molecule_grid_level
-    grids.build()
-    density = density_on_grid(mol, grids.coords, dm)
+    grids = grids_of(mol, choice)
     descriptors = descriptors_of(choice)
+    density = density_of(mol, grids, dm, descriptors, maps)
     convolution = None
-    if maps is None and (choice.nldf or choice.sdmx):
-        raise ValueError("nonlocal features need the maps of a plugin")
     if maps is not None and descriptors.nldf is not None:
         convolution = maps.convolution(mol, grids, descriptors.nldf)
-    if maps is not None and descriptors.sdmx is not None:
-        sdmx = maps.sdmx_features(mol, grids, descriptors.sdmx, dm[:, None], _MAX_MEMORY)[:, 0]
-        density = dataclasses.replace(density, sdmx=sdmx)
-
     scaled = density.spin_scaled()
     parts = [
         _points_of_spin(descriptors, scaled, spin, grids.weights / density.num_spins, convolution)
         for spin in range(density.num_spins)
     ]
     points = {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
-    kept, dropped = _worth_keeping(points["lda_energy"])
+    kept, dropped = worth_keeping(np.abs(points["lda_energy"]))
     arrays = {
         name: values[..., kept].astype(np.float64 if name == "lda_energy" else np.float32)
         for name, values in points.items()
@@ -222,6 +219,34 @@ def read_points(record: Record) -> PointSet:
     """The points of a record, in double precision."""
     arrays = {name: np.asarray(values, np.float64) for name, values in record.arrays.items()}
     return PointSet(arrays["rho"], arrays["lda_energy"], arrays["semilocal"], arrays["nonlocal_"])
+
+
+def grids_of(mol: gto.Mole, choice: FeatureChoice) -> dft.gen_grid.Grids:
+    """The grid on which a recipe integrates a molecule or atom."""
+    grids = dft.gen_grid.Grids(mol)
+    grids.level = choice.atom_grid_level if mol.natm == 1 else choice.molecule_grid_level
+    return grids.build()
+
+
+def density_of(
+    mol: gto.Mole,
+    grids: dft.gen_grid.Grids,
+    dm: Float[np.ndarray, "spin ao ao"],
+    descriptors: Descriptors,
+    maps: NonlocalMaps | None,
+) -> Density:
+    """What the descriptors read of a density matrix; spin length 1 is the total of a closed shell.
+
+    Raises:
+        ValueError: Nonlocal features lack their ``maps``.
+    """
+    if maps is None and (descriptors.nldf is not None or descriptors.sdmx is not None):
+        raise ValueError("nonlocal features need the maps of a plugin")
+    density = density_on_grid(mol, grids.coords, dm)
+    if maps is None or descriptors.sdmx is None:
+        return density
+    sdmx = maps.sdmx_features(mol, grids, descriptors.sdmx, dm[:, None], MAX_MEMORY)[:, 0]
+    return dataclasses.replace(density, sdmx=sdmx)
 
 
 def density_on_grid(
@@ -258,18 +283,13 @@ def produce_descriptors(
     keys = {job.label: descriptor_key(job.system, job.density) for job in jobs}
     present = tuple(label for label, key in keys.items() if key in store)
     missing = [job for job in jobs if keys[job.label] not in store]
-    made, failed = [], {}
     function = functools.partial(_make, str(store.folder), str(references.folder), choice, maps)
 
     def describe(facts: dict[str, Any]) -> str:
         return f"{facts['points']} points"
 
-    for outcome in with_progress(function, missing, workers, "descriptors", describe, console):
-        if outcome.error:
-            failed[outcome.task.label] = outcome.error
-        else:
-            made.append(outcome.task.label)
-    return ProductionSummary(tuple(made), present, failed)
+    outcomes = with_progress(function, missing, workers, "descriptors", describe, console)
+    return ProductionSummary.of(outcomes, present)
 
 
 def _make(
@@ -294,40 +314,48 @@ def _points_of_spin(
     convolution: GaussianConvolution | None,
 ) -> dict[str, np.ndarray]:
     rho, sigma, tau = map(np.asarray, safe_ingredients(scaled, spin))
-    occupied_weights = np.where(scaled.rho[spin] > DENSITY_CUTOFF, weights, 0.0)
+    weights = occupied_weights(np.asarray(scaled.rho[spin]), weights)
     fields = None
     if convolution is not None:
-        fields = np.asarray(convolution(_in_blocks(_sources, descriptors, rho, sigma, tau).T))
+        fields = np.asarray(convolution(in_blocks(_sources, descriptors, rho, sigma, tau).T))
     sdmx = safe_sdmx(scaled, spin)
     by_point = None if sdmx is None else np.asarray(sdmx).T
-    return _in_blocks(
-        _point_functions, descriptors, rho, sigma, tau, occupied_weights, fields, by_point
-    )
+    return in_blocks(_point_functions, descriptors, weights, rho, sigma, tau, fields, by_point)
 
 
-@eqx.filter_jit
-def _sources(descriptors: Descriptors, rho: Array, sigma: Array, tau: Array) -> Array:
+def occupied_weights(
+    rho: Float[np.ndarray, " grid"], weights: Float[np.ndarray, " grid"]
+) -> Float[np.ndarray, " grid"]:
+    """Quadrature weights, zero where there is no density."""
+    return np.where(rho > DENSITY_CUTOFF, weights, 0.0)
+
+
+def sources(descriptors: Descriptors, rho: Array, sigma: Array, tau: Array) -> Array:
+    """Sources of nonlocal density features, one row each."""
     assert descriptors.nldf is not None
     return descriptors.nldf.sources(rho, sigma, tau).T
 
 
-@eqx.filter_jit
-def _point_functions(
+def point_functions(
     descriptors: Descriptors,
+    weights: Array,
     rho: Array,
     sigma: Array,
     tau: Array,
-    weights: Array,
     fields: Array | None,
     sdmx: Array | None,
 ) -> dict[str, Array]:
+    """The arrays of ``PointSet`` for spin-scaled ingredients and nonlocal features by point."""
     features = None if sdmx is None else sdmx.T
     semilocal, nonlocal_ = descriptors(rho, sigma, tau, fields, features)
     lda_energy = weights * LDA_EXCHANGE_PREFACTOR * rho ** (4 / 3)
     return {"rho": rho, "lda_energy": lda_energy, "semilocal": semilocal, "nonlocal_": nonlocal_}
 
 
-def _in_blocks(function: Callable[..., Any], descriptors: Descriptors, *arrays: Any) -> Any:
+_sources, _point_functions = eqx.filter_jit(sources), eqx.filter_jit(point_functions)
+
+
+def in_blocks(function: Callable[..., Any], descriptors: Descriptors, *arrays: Any) -> Any:
     """``function`` on blocks of one size, so that it is compiled once for all molecules."""
     size = len(arrays[0])
     results = []
@@ -339,10 +367,8 @@ def _in_blocks(function: Callable[..., Any], descriptors: Descriptors, *arrays: 
     return jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1)[..., :size], *results)
 
 
-def _worth_keeping(
-    lda_energy: Float[np.ndarray, " grid"],
-) -> tuple[np.ndarray, float]:
-    size = np.abs(lda_energy)
+def worth_keeping(size: Float[np.ndarray, " grid"]) -> tuple[np.ndarray, float]:
+    """Which points are kept, by the size of their energies (Ha), and the energy of the others."""
     order = np.argsort(size, kind="stable")
     total = np.cumsum(size[order])
     count = int(np.searchsorted(total, DROPPED_ENERGY))

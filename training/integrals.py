@@ -9,10 +9,11 @@ with :math:`e_g` the LDA exchange energy of a grid point, t the Chebyshev basis 
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -23,6 +24,7 @@ from cider.descriptors import Descriptors
 from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
 from cider.training.descriptors import DescriptorReader, PointSet, read_points
+from cider.training.orbitals import OrbitalPoints, read_orbital
 from cider.training.store import Record, Store
 
 POINTS_PER_SYSTEM = 2000
@@ -38,7 +40,8 @@ _BLOCK = 8192
 class Integrals:
     """Integrals of many densities and the energies of their baseline (Ha).
 
-    ``keys`` are system keys, ``<density>/<name>``.
+    ``keys`` are system keys, ``<density>/<name>``, and keys of spin orbitals
+    (:mod:`cider.training.orbitals`), for which there are derivatives by their occupation.
     """
 
     keys: tuple[str, ...]
@@ -85,6 +88,32 @@ def integrate(
 
 
 @float64
+def integrate_change(
+    orbital: OrbitalPoints,
+    transform: InputTransform,
+    anchor: Float[np.ndarray, " input"],
+    degree: int,
+) -> Float[np.ndarray, "basis basis"]:
+    """Derivative of the integrals M (Ha) by the occupation of an orbital."""
+    total = np.zeros((1 + anchor.size * degree,) * 2)
+    blocks = zip(_blocks(orbital.points), _blocks(orbital.change), strict=True)
+    for points, change in blocks:
+        total += np.asarray(_block_integral_change(transform, points, change, degree))
+    at_anchor = np.asarray(chebyshev_basis(jnp.asarray(anchor)[:, None], degree))[0]
+    return total - orbital.change.lda_energy.sum() * np.outer(at_anchor, at_anchor)
+
+
+@float64
+def baseline_change(orbital: OrbitalPoints, baseline: str) -> float:
+    """Derivative of the energy (Ha) of the baseline by the occupation of an orbital."""
+    points, change = (
+        (jnp.asarray(p.lda_energy), jnp.asarray(p.semilocal[0]))
+        for p in (orbital.points, orbital.change)
+    )
+    return float(jax.jvp(lambda e, u: e @ _baseline(baseline, u), points, change)[1])
+
+
+@float64
 def baseline_energy(points: PointSet, baseline: str) -> float:
     """Energy (Ha) of the baseline that the learned part corrects."""
     factors = _baseline(baseline, jnp.asarray(points.semilocal[0]))
@@ -100,11 +129,12 @@ def integrate_all(
     anchor: Float[np.ndarray, " input"],
     baseline: str,
     degree: int,
+    orbitals: Collection[str] = (),
 ) -> Integrals:
     """The integrals of many descriptor records, kept in a store in ``folder``.
 
-    Each transform, baseline and degree has a store of its own; finished records are not computed
-    again.
+    ``orbitals`` are keys of spin orbitals. Each transform, baseline and degree has a store of its
+    own; finished records are not computed again.
     """
     digest = hashlib.sha256()
     for array in (*_arrays(transform), anchor):
@@ -118,18 +148,27 @@ def integrate_all(
         "degree": degree,
     }
     store = Store(folder / f"{settings['transform']}-{baseline}-{degree}", settings)
+
+    def of_density(key: str) -> tuple[np.ndarray, float]:
+        points = read_points(descriptors.read(f"descriptors/{key}"))
+        return integrate(points, transform, anchor, degree), baseline_energy(points, baseline)
+
+    def of_orbital(key: str) -> tuple[np.ndarray, float]:
+        name, spin = key.rsplit(".", 1)
+        orbital = read_orbital(descriptors.read(f"orbitals/{name}"), int(spin))
+        change = integrate_change(orbital, transform, anchor, degree)
+        return change, baseline_change(orbital, baseline)
+
     matrices, energies = [], []
-    for key in keys:
+    for key in (*keys, *orbitals):
         name = f"integrals/{key}"
         if name not in store:
-            points = read_points(descriptors.read(f"descriptors/{key}"))
-            matrix = integrate(points, transform, anchor, degree)
-            facts = {"baseline": baseline_energy(points, baseline)}
-            store.write(Record(name, {"matrix": matrix}, facts))
+            matrix, energy = of_orbital(key) if key in orbitals else of_density(key)
+            store.write(Record(name, {"matrix": matrix}, {"baseline": energy}))
         record = store.read(name)
         matrices.append(record.arrays["matrix"])
         energies.append(record.facts["baseline"])
-    return Integrals(tuple(keys), np.array(matrices), np.array(energies))
+    return Integrals((*keys, *orbitals), np.array(matrices), np.array(energies))
 
 
 @float64
@@ -177,6 +216,19 @@ def _block_integral(
 ) -> Array:
     t = chebyshev_basis(transform(semilocal, nonlocal_), degree)
     return (t * energy[:, None]).T @ t
+
+
+@eqx.filter_jit
+def _block_integral_change(
+    transform: InputTransform,
+    points: tuple[Array, Array, Array],
+    change: tuple[Array, Array, Array],
+    degree: int,
+) -> Array:
+    def integral(semilocal: Array, nonlocal_: Array, energy: Array) -> Array:
+        return _block_integral(transform, semilocal, nonlocal_, energy, degree)
+
+    return jax.jvp(integral, points, change)[1]
 
 
 @eqx.filter_jit

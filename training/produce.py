@@ -43,6 +43,13 @@ class ProductionSummary:
     present: tuple[str, ...]
     failed: dict[str, str]
 
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], present: tuple[str, ...]) -> "ProductionSummary":
+        """The summary of the outcomes of jobs."""
+        failed = {o.task.label: o.error for o in outcomes if o.error}
+        made = tuple(o.task.label for o in outcomes if not o.error)
+        return cls(made, present, failed)
+
 
 def plan_jobs(systems: Sequence[System], densities: Sequence[str]) -> tuple[Job, ...]:
     """All systems with the first density; atoms and molecules also with the other ones.
