@@ -114,6 +114,8 @@ def fit_input_transform(
     importance = importance / importance.sum()
     mean = semilocal @ importance
     scale = np.sqrt(((semilocal - mean[:, None]) ** 2) @ importance)
+    # Of one orbital alone the iso-orbital indicator is constant.
+    scale = np.maximum(scale, InputTransform.LEAST_DEVIATION)
     monomials = np.asarray(quadratic_monomials(jnp.asarray(semilocal)))
     root = np.sqrt(importance)
     regression = np.linalg.lstsq((monomials * root).T, (nonlocal_ * root).T, rcond=None)[0]

@@ -22,9 +22,9 @@ from cider.training.integrals import (
     integrate_change,
     uniform_gas_anchor,
 )
-from cider.training.orbitals import check_orbital, compute_orbitals, read_orbital
+from cider.training.orbitals import compute_orbitals, read_orbital
 from cider.training.recipe import FeatureChoice
-from cider.training.reference import ReferenceSettings, compute_reference
+from cider.training.reference import ReferenceSettings, check_orbital, compute_reference
 from cider.training.systems import System
 
 FEATURES = FeatureChoice(

@@ -13,6 +13,7 @@ RECIPE = """
 name = "x-tiny"
 seed = 1
 densities = ["PBE", "HF"]
+orbitals = ["HOMO", "LUMO"]
 
 [systems]
 set = "none"
@@ -72,11 +73,19 @@ def test_functional_and_report(output):
     assert header["densities"] == {"PBE": 6, "HF": 5}  # ions have the first alone
     assert "HF/ion" not in (output / "report" / "report.md").read_text()
     assert {row["part"] for row in header["errors"]} == {"held-out"}
+    errors = {(row["density"], row["quantity"]): row for row in header["errors"]}
+    assert {q for d, q in errors if d == "PBE"} == {"aex", "total", "orbital", "gap"}
+    # HOMO and LUMO of the one held-out molecule, a closed shell, at the first density alone.
+    assert [errors["PBE", q]["count"] for q in ("orbital", "gap")] == [2, 1]
+    assert errors["PBE", "gap"]["unit"] == "eV" and ("HF", "gap") not in errors
+    assert "orbital" in header["hyperparameters"]["noise_mHa"]
     assert {"recipe", "recipe_hash", "data_hash", "versions"} <= header.keys()
     assert {"covariance_factor", "noise", "calibration"} == load_posterior(path).keys()
     report = output / "report"
     for name in ("report.md", "parity.png", "uncertainty.png"):
         assert (report / name).stat().st_size > 500
+    text = (report / "report.md").read_text()
+    assert "Exchange part of gaps" in text and "stretched LUMO.0" in text
 
 
 def test_a_second_run_resumes_and_gives_the_same_functional(recipe, output, capsys):

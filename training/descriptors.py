@@ -128,12 +128,12 @@ class DescriptorStore:
     def read(self, key: str) -> Record:
         """The record ``key`` with the chosen rows alone; raises what ``Store.read`` raises."""
         record = self.store.read(key)
-        rows = {"semilocal": list(self.semilocal), "nonlocal": list(self.nonlocal_)}
-        arrays = {
-            # Of points, and of how they change with the occupation of an orbital.
-            name: values[rows[name.partition("_")[0]]] if name.startswith(tuple(rows)) else values
-            for name, values in record.arrays.items()
-        }
+        arrays = dict(record.arrays)
+        for name in arrays:  # of points, and of how they change with the occupation of an orbital
+            if name.startswith("semilocal"):
+                arrays[name] = arrays[name][list(self.semilocal)]
+            elif name.startswith("nonlocal_"):
+                arrays[name] = arrays[name][list(self.nonlocal_)]
         return Record(key, arrays, record.facts)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from cider.conventions import KCAL_PER_MOL
+from cider.conventions import EV, KCAL_PER_MOL
 from cider.training.observations import Observation
 from cider.training.systems import System
 
@@ -163,5 +163,7 @@ def chemical_class(system: System) -> str:
 
 
 def display_unit(kind: str) -> tuple[str, float]:
-    """Unit and factor from Ha: kcal/mol for differences of energies, mHa for totals."""
+    """Unit and factor from Ha: mHa for totals, eV for orbitals, else kcal/mol."""
+    if kind in ("orbital", "gap"):
+        return "eV", EV
     return ("mHa", MILLIHARTREE) if kind == "total" else ("kcal/mol", KCAL_PER_MOL)

@@ -151,7 +151,7 @@ def build_problem(
     features = _MILLI * (combine @ parameter_features(integrals.matrices, num_inputs, degree))
     exact = np.array([o.value for o in observations])
     groups = groups or tuple(sorted({o.noise for o in observations}))
-    labels = np.array([f"{o.kind} {o.name}" for o in observations])
+    labels = np.array([f"{o.kind} {o.title}" for o in observations])
     return Problem(
         features,
         _MILLI * (exact - combine @ integrals.baseline),
@@ -276,14 +276,12 @@ def _layout(
         choice.semilocal_length_bounds if i < num_semilocal else choice.nldf_length_bounds
         for i in range(problem.num_inputs)
     ]
+    special = {"atom": choice.atom_noise_bounds, "orbital": choice.orbital_noise_bounds}
     sizes = {
         "length": lengths,
         "amplitude": [choice.amplitude_bounds] * problem.num_inputs,
         "interaction": [choice.interaction_bounds],
-        "noise": [
-            choice.atom_noise_bounds if group == "atom" else choice.noise_bounds
-            for group in problem.groups
-        ],
+        "noise": [special.get(group, choice.noise_bounds) for group in problem.groups],
     }
     if problem.several_densities:
         sizes["density_noise"] = [choice.density_noise_bounds]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from cider.training.store import Store
 from cider.training.systems import ROLES, System
 
-KINDS = ("total", "aex", "difference", "reaction")
+KINDS = ("total", "aex", "difference", "reaction", "orbital", "gap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,10 @@ class Observation:
 
     ``kind`` says what it is: the "total" exchange energy, the atomisation exchange energy "aex"
     (atoms minus molecule), the "difference" of an ion or excited atom from the ground-state atom,
-    or a "reaction". ``noise`` names the group whose noise is fitted together. ``coefficients``
-    go by system key, ``<density>/<name>``.
+    a "reaction", the derivative by the occupation of an "orbital", or the "gap" between those of
+    LUMO and HOMO; ``orbital`` names these, with their spin. ``noise`` names the group whose noise
+    is fitted together. ``coefficients`` go by system key, ``<density>/<name>``, and by
+    ``spin_orbital_key``.
     """
 
     name: str
@@ -50,6 +52,12 @@ class Observation:
     noise: str
     coefficients: Mapping[str, float]
     value: float
+    orbital: str = ""
+
+    @property
+    def title(self) -> str:
+        """What is observed of which system, for people."""
+        return f"{self.name} {self.orbital}".rstrip()
 
     def of(self, energies: Mapping[str, float]) -> float:
         """The same combination of other energies, by system key."""
@@ -67,6 +75,11 @@ class Skipped:
 def system_key(density: str, name: str) -> str:
     """The key of a system's density: ``<density>/<name>``."""
     return f"{density}/{name}"
+
+
+def spin_orbital_key(label: str, name: str, spin: int) -> str:
+    """The key of an orbital of one spin of a system's density: ``<density>/<system>/HOMO.0``."""
+    return f"{label}/{name}.{spin}"
 
 
 def reference_facts(store: Store) -> dict[str, dict[str, Any]]:
@@ -143,6 +156,33 @@ def total_observations(
                     system.kind,
                     {key: 1.0},
                     energies[key],
+                )
+            )
+    return tuple(found)
+
+
+def orbital_observations(
+    derivatives: Mapping[str, float], systems: Sequence[System], density: str
+) -> tuple[Observation, ...]:
+    """Derivatives (Ha) by occupations, whose keys are of spin orbitals, and the gaps among them.
+
+    A gap is that between LUMO and HOMO of one spin; its noise is not fitted.
+    """
+    found = []
+    for system in systems:
+        prefix = system_key(density, system.name) + "/"
+        own = {k.removeprefix(prefix): v for k, v in derivatives.items() if k.startswith(prefix)}
+        plans = [("orbital", name, {name: 1.0}) for name in own]
+        for name in own:
+            orbital, _, spin = name.partition(".")
+            if orbital == "HOMO" and f"LUMO.{spin}" in own:
+                plans.append(("gap", f"gap.{spin}", {f"LUMO.{spin}": 1.0, name: -1.0}))
+        for kind, name, combination in plans:
+            coefficients = {prefix + key: c for key, c in combination.items()}
+            value = sum(c * derivatives[key] for key, c in coefficients.items())
+            found.append(
+                Observation(
+                    system.name, kind, density, system.role, "orbital", coefficients, value, name
                 )
             )
     return tuple(found)

@@ -8,7 +8,6 @@ integrals that the fit sees.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,18 +42,11 @@ from cider.training.recipe import FeatureChoice
 from cider.training.reference import (
     SEMILOCAL_EXCHANGE,
     limit_threads,
+    orbital_index,
     read_density,
     reference_key,
 )
 from cider.training.store import Record, Store
-
-_NAME = re.compile(r"HOMO(-[1-9][0-9]*)?|LUMO")
-
-
-def check_orbital(name: str) -> None:
-    """Raise ``ValueError`` unless ``name`` is HOMO, HOMO-1, HOMO-2, ... or LUMO."""
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"orbital {name!r} is none of HOMO, HOMO-1, HOMO-2, ..., LUMO")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +60,6 @@ class OrbitalPoints:
 def orbital_key(label: str, name: str) -> str:
     """The key of the orbital ``name`` of a density ``<density>/<system>``, in both spins."""
     return f"orbitals/{label}/{name}"
-
-
-def spin_orbital_key(label: str, name: str, spin: int) -> str:
-    """The key of an orbital of one spin among system keys: ``<density>/<system>/HOMO.0``."""
-    return f"{label}/{name}.{spin}"
 
 
 @float64
@@ -93,7 +80,7 @@ def compute_orbitals(
         _SpinOrbital(name, spin, index)
         for name in names
         for spin in range(len(dm))
-        if (index := _index(reference, name, spin)) is not None
+        if (index := orbital_index(reference, name, spin)) is not None
     ]
     changes = np.zeros((len(chosen), *dm.shape))
     for change, orbital in zip(changes, chosen, strict=True):
@@ -190,15 +177,6 @@ class _SpinOrbital:
     name: str
     spin: int
     index: int
-
-
-def _index(reference: Record, name: str, spin: int) -> int | None:
-    occupied = reference.arrays[f"occupied_orbitals_{spin}"].shape[1]
-    unoccupied = reference.arrays[f"unoccupied_orbitals_{spin}"].shape[1]
-    if name == "LUMO":
-        return occupied if occupied and unoccupied else None
-    index = occupied - 1 - int(name.partition("-")[2] or 0)
-    return index if index >= 0 else None
 
 
 def _projector(reference: Record, orbital: _SpinOrbital) -> Float[np.ndarray, "ao ao"]:

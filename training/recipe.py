@@ -22,7 +22,7 @@ from cider.training import systems as default_sets
 from cider.training.configuration import RecipeError, from_table, to_table
 from cider.training.observations import Reaction
 from cider.training.produce import Job, plan_jobs
-from cider.training.reference import ReferenceSettings, reference_key
+from cider.training.reference import ReferenceSettings, check_orbital, reference_key
 from cider.training.store import content_hash
 from cider.training.systems import (
     KINDS,
@@ -168,6 +168,7 @@ class ModelChoice:
     interaction_bounds: tuple[float, float] = (1e-2, 10.0)
     noise_bounds: tuple[float, float] = (0.5, 20.0)
     atom_noise_bounds: tuple[float, float] = (0.3, 20.0)
+    orbital_noise_bounds: tuple[float, float] = (1.0, 100.0)
     density_noise_bounds: tuple[float, float] = (0.2, 5.0)
     total_energies: bool = False
     enhancement_points: int = 0
@@ -203,6 +204,8 @@ class Recipe:
     """A training run. ``output`` is its folder, relative to the current one.
 
     The first of ``densities`` is computed for all systems, the others for atoms and molecules only.
+    ``orbitals`` ("HOMO", "HOMO-1", ..., "LUMO") are those of atoms and molecules, at that first
+    density, whose exchange energies are observed: derivatives by occupations, of each spin.
     ``origin`` is the folder that structure files are relative to; it comes from the recipe's own
     place and takes no part in the hashes.
     """
@@ -211,6 +214,7 @@ class Recipe:
     seed: int = 0
     output: str = ""
     densities: tuple[str, ...] = ("PBE",)
+    orbitals: tuple[str, ...] = ()
     systems: SystemChoice = SystemChoice()
     reactions: tuple[Reaction, ...] = ()
     reference: ReferenceSettings = dataclasses.field(default_factory=ReferenceSettings)
@@ -225,6 +229,10 @@ class Recipe:
             raise ValueError(f"densities {list(self.densities)} must be one or more different ones")
         for density in self.densities:
             reference_key("any", density)
+        for orbital in self.orbitals:
+            check_orbital(orbital)
+        if len(set(self.orbitals)) < len(self.orbitals):
+            raise ValueError(f"orbitals {list(self.orbitals)} must be different ones")
         known = {system.name for system in self.all_systems()}
         for reaction in self.reactions:
             for name in reaction.coefficients:
@@ -248,6 +256,11 @@ class Recipe:
     def jobs(self) -> tuple[Job, ...]:
         """The reference calculations, in the order of their use."""
         return plan_jobs(self.all_systems(), self.densities)
+
+    def orbital_jobs(self) -> tuple[Job, ...]:
+        """The densities of which orbitals are observed: the first one of atoms and molecules."""
+        observed = [s for s in self.all_systems() if s.kind in ("atom", "molecule")]
+        return plan_jobs(observed, self.densities[:1]) if self.orbitals else ()
 
     @property
     def folder(self) -> Path:

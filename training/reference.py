@@ -31,6 +31,7 @@ SEMILOCAL_EXCHANGE = {"PBE_X": "GGA_X_PBE", "R2SCAN_X": "MGGA_X_R2SCAN"}
 """Exchange functionals whose energies are kept beside the exact one, for the reports."""
 
 _DENSITY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_ORBITAL_NAME = re.compile(r"HOMO(-[1-9][0-9]*)?|LUMO")
 
 
 class UnconvergedError(Exception):
@@ -224,6 +225,25 @@ def read_density(record: Record) -> tuple[gto.Mole, Float[np.ndarray, "spin ao a
         c = record.arrays[f"occupied_orbitals_{spin}"]
         matrices.append((c * n[n > 0]) @ c.T)
     return mol, np.stack(matrices)
+
+
+def check_orbital(name: str) -> None:
+    """Raise ``ValueError`` unless ``name`` is HOMO, HOMO-1, HOMO-2, ... or LUMO."""
+    if not _ORBITAL_NAME.fullmatch(name):
+        raise ValueError(f"orbital {name!r} is none of HOMO, HOMO-1, HOMO-2, ..., LUMO")
+
+
+def orbital_index(record: Record, name: str, spin: int) -> int | None:
+    """The place of an orbital among a record's: the occupied ones, then the unoccupied one.
+
+    None where there is no such orbital, or the spin has no electrons at all.
+    """
+    occupied = record.arrays[f"occupied_orbitals_{spin}"].shape[1]
+    unoccupied = record.arrays[f"unoccupied_orbitals_{spin}"].shape[1]
+    if name == "LUMO":
+        return occupied if occupied and unoccupied else None
+    index = occupied - 1 - int(name.partition("-")[2] or 0)
+    return index if index >= 0 else None
 
 
 def _spin_orbitals(mf: Any) -> tuple[np.ndarray, np.ndarray]:

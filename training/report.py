@@ -25,6 +25,8 @@ _KIND_TITLES = {
     "total": "Total exchange energy",
     "difference": "Ions and excited atoms, against the ground-state atom",
     "reaction": "Reaction exchange energy",
+    "orbital": "Exchange part of orbital energies",
+    "gap": "Exchange part of gaps between HOMO and LUMO",
 }
 _ROLE_TITLES = {
     "training": "training",
@@ -174,7 +176,7 @@ def _system_tables(evaluations: Mapping[str, Evaluation]) -> list[str]:
                 *(evaluation.semilocal_error(n)[i] * factor for n in evaluation.semilocal),
             )
             part = _ROLE_TITLES[o.role]
-            rows.append((o.name, part, evaluation.classes[i], *map(_number, values)))
+            rows.append((o.title, part, evaluation.classes[i], *map(_number, values)))
         names = (f"{n} error" for n in evaluation.semilocal)
         header = ("system", "part", "class", "exact", "error", "σ", *names)
         parts += [f"### {title} at {density} densities ({unit})", _table(header, rows)]

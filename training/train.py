@@ -27,7 +27,13 @@ from cider.training.descriptors import (
     produce_descriptors,
     read_points,
 )
-from cider.training.evaluation import MILLIHARTREE, Evaluation, calibrate, evaluate, summarize
+from cider.training.evaluation import (
+    Evaluation,
+    calibrate,
+    display_unit,
+    evaluate,
+    summarize,
+)
 from cider.training.fit import Fit, build_problem, fit, parameter_features, posterior
 from cider.training.integrals import (
     Integrals,
@@ -41,12 +47,15 @@ from cider.training.observations import (
     build_observations,
     coefficient_matrix,
     exchange_energies,
+    orbital_observations,
+    spin_orbital_key,
     system_key,
     total_observations,
 )
+from cider.training.orbitals import orbital_key, produce_orbitals
 from cider.training.produce import produce_references
 from cider.training.recipe import Recipe
-from cider.training.reference import reference_key
+from cider.training.reference import SEMILOCAL_EXCHANGE, reference_key
 from cider.training.report import LearningPoint, Report, write_report
 from cider.training.smoothness import slope_form, slope_points, spread_points, values_at_points
 from cider.training.store import Store, content_hash
@@ -108,27 +117,53 @@ def train(
     )
     failures |= done.failed
     keys = [job.label for job in ready if job.label not in done.failed]
-    return _train_on(recipe, folder, described, {k: facts[k] for k in keys}, failures, console)
+    observed = [job for job in recipe.orbital_jobs() if job.label in keys]
+    made_orbitals = produce_orbitals(
+        described.store,
+        reference_store,
+        observed,
+        described.held,
+        recipe.orbitals,
+        maps,
+        workers,
+        console,
+    )
+    failures |= {f"orbitals of {label}": why for label, why in made_orbitals.failed.items()}
+    orbitals = _orbital_facts(
+        described.store, [j.label for j in observed if j.label not in made_orbitals.failed], recipe
+    )
+    data = _Data(described, {k: facts[k] for k in keys}, orbitals)
+    return _train_on(recipe, folder, data, failures, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """Descriptors, and the facts of densities and of spin orbitals that are among them, by key."""
+
+    store: DescriptorReader
+    facts: Mapping[str, Mapping[str, Any]]
+    orbitals: Mapping[str, Mapping[str, Any]]
 
 
 def _train_on(
     recipe: Recipe,
     folder: Path,
-    store: DescriptorReader,
-    facts: Mapping[str, Mapping[str, Any]],
+    data: "_Data",
     failures: Mapping[str, str],
     console: Console,
 ) -> Trained:
-    """The stages after the descriptors of all the densities in ``facts`` are there."""
-    systems, choice = recipe.all_systems(), recipe.model
-    energies = exchange_energies(facts)
+    """The stages after all descriptors are there."""
+    systems, choice, store = recipe.all_systems(), recipe.model, data.store
+    energies, derivatives = (exchange_energies(facts) for facts in (data.facts, data.orbitals))
     observations, skipped = build_observations(
         energies, systems, recipe.densities, recipe.reactions
     )
     every = {system_key(d, s.name) for d in recipe.densities for s in systems}
     unplanned = every - {job.label for job in recipe.jobs()}
     failures = {**{s.name: s.reason for s in skipped if s.name not in unplanned}, **failures}
+    of_orbitals = orbital_observations(derivatives, systems, recipe.densities[0])
     training = [o for o in observations if o.role == "training"]
+    training += [o for o in of_orbitals if (o.role, o.kind) == ("training", "orbital")]
     if choice.total_energies:
         training += _total_energies(energies, systems, recipe.densities)
     if not training:
@@ -153,6 +188,7 @@ def _train_on(
         anchor,
         choice.baseline,
         choice.chebyshev_degree,
+        list(derivatives),
     )
     held = _held(recipe, store, sample, transform, anchor)
     degree = choice.chebyshev_degree
@@ -166,11 +202,15 @@ def _train_on(
     totals = [o for d in recipe.densities for o in total_observations(energies, systems, d)]
     scales = _calibration(predict, [o for o in (*observations, *totals) if o.role == "tuning"])
     predict = dataclasses.replace(predict, scales=scales)
-    semilocal = {label: exchange_energies(facts, name) for label, name in _SEMILOCAL.items()}
+    semilocal = {
+        label: exchange_energies({**data.facts, **data.orbitals}, name)
+        for label, name in _SEMILOCAL.items()
+    }
     evaluations = {}
     for density in recipe.densities:
         shown = tuple(o for o in observations if o.density == density and o.kind != "total")
         shown += total_observations(energies, systems, density)
+        shown += tuple(o for o in of_orbitals if o.density == density)
         if shown:
             evaluations[density] = evaluate(shown, systems, *predict(shown), semilocal)
 
@@ -181,11 +221,11 @@ def _train_on(
         )
         for k in sample
     ]
-    data = {key: energies[key] for key in sorted(energies)}
+    values = {**energies, **derivatives}
     provenance = {
         "recipe": {k: v for k, v in to_table(recipe).items() if k not in ("origin", "output")},
         "recipe_hash": recipe.hash(),
-        "data_hash": content_hash(data),
+        "data_hash": content_hash({key: values[key] for key in sorted(values)}),
         "descriptor_hash": store.recipe_hash,
         "observations": len(training),
         "densities": {d: sum(k.startswith(f"{d}/") for k in energies) for d in recipe.densities},
@@ -331,14 +371,14 @@ def _learning_curve(
 
 def _error_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
     parts = {"held-out": "test", "the ten": "ten"}
-    units = {"aex": ("kcal/mol", KCAL_PER_MOL), "total": ("mHa", MILLIHARTREE)}
     rows: list[dict[str, Any]] = []
-    for density, quantity, part in itertools.product(evaluations, units, parts):
+    quantities = ("aex", "total", "orbital", "gap")
+    for density, quantity, part in itertools.product(evaluations, quantities, parts):
         evaluation = evaluations[density]
         mask = evaluation.mask(kind=quantity, role=parts[part])
         if not mask.any():
             continue
-        unit, factor = units[quantity]
+        unit, factor = display_unit(quantity)
         errors = summarize(evaluation.error[mask] * factor)
         within = calibrate(evaluation.error[mask], evaluation.sigma[mask]).within_one
         rows.append(
@@ -387,3 +427,18 @@ def _facts(store: Store, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
         if key in store:
             facts[label] = dict(store.read(key).facts)
     return facts
+
+
+def _orbital_facts(
+    store: Store, labels: Sequence[str], recipe: Recipe
+) -> dict[str, dict[str, Any]]:
+    """What ``exchange_energies`` reads, of each spin orbital."""
+    found = {}
+    for label, name in itertools.product(labels, recipe.orbitals):
+        facts = store.read(orbital_key(label, name)).facts
+        for place, spin in enumerate(facts["spins"]):
+            found[spin_orbital_key(label, name, spin)] = {
+                "status": "converged",
+                **{key: facts[key][place] for key in ("exact_exchange", *SEMILOCAL_EXCHANGE)},
+            }
+    return found
