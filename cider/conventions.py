@@ -35,6 +35,12 @@ A tail of exp(-2r) beyond this density holds less than 1e-14 Ha, so the cutoff m
 by more than the rounding error of the grid sum.
 """
 
+GRADIENT_COMPONENTS = ((1, 2, 3), (4, 5, 6), (5, 7, 8), (6, 8, 9))
+"""Of a function, its gradient and second derivatives (xx, xy, xz, yy, yz, zz), in this order:
+
+which of these are the gradients of the first four.
+"""
+
 KCAL_PER_MOL = 627.5094740631
 """One Hartree in kcal/mol (CODATA 2018)."""
 

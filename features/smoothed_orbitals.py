@@ -10,6 +10,9 @@ with another exponent:
 
 so that all orbitals of a shell share one radial function of :math:`r^2` for each :math:`\beta`,
 with its derivatives by :math:`r^2` and by :math:`\ln\beta`. These are tabulated.
+
+Where a point moves, each of these has its own derivative by :math:`r^2`, which is the next table:
+the gradient of a gradient needs no other loops than the gradient.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 from jaxtyping import Float, Int
 
+from cider.conventions import GRADIENT_COMPONENTS
 from cider.features.compiled import compiled
 
 _INNERMOST = 0.004
@@ -50,13 +54,14 @@ class SmoothedShells:
     """Shells, in the order of their orbitals, and the exponents (bohr^-2) that smooth them.
 
     ``with_gradient`` and ``with_slope`` are for derivatives by position and by the logarithms of
-    the smoothing exponents.
+    the smoothing exponents; ``moving`` is for what these do where points or atoms move.
     """
 
     shells: Sequence[Shell]
     smoothing: Float[np.ndarray, " exponent"]
     with_gradient: bool
     with_slope: bool
+    moving: bool = False
 
     @cached_property
     def atoms(self) -> Int[np.ndarray, " shell"]:
@@ -75,6 +80,11 @@ class SmoothedShells:
         return 4 if self.with_gradient else 1
 
     @property
+    def order(self) -> int:
+        """Up to which order harmonics and radial functions are differentiated."""
+        return int(self.with_gradient) + int(self.moving)
+
+    @property
     def num_smoothings(self) -> int:
         """As many as smoothing exponents, and as many again for derivatives by them."""
         return len(self.smoothing) * (2 if self.with_slope else 1)
@@ -82,13 +92,13 @@ class SmoothedShells:
     @cached_property
     def tables(
         self,
-    ) -> tuple[Float[np.ndarray, "table kind knot smoothing"], Int[np.ndarray, " shell"]]:
+    ) -> tuple[Float[np.ndarray, "kind table knot smoothing"], Int[np.ndarray, " shell"]]:
         """Those of the different shells, and which of them is that of each shell."""
         last = np.log1p((_OUTERMOST / _INNERMOST) ** 2)
         squares = _INNERMOST**2 * np.expm1(np.arange(0, last, _SPACING))
         keys = [(s.l, s.exponents.tobytes(), s.coefficients.tobytes()) for s in self.shells]
         different = {key: shell for key, shell in zip(keys, self.shells, strict=True)}
-        tables = np.stack([self._table(shell, squares) for shell in different.values()])
+        tables = np.stack([self._table(shell, squares) for shell in different.values()], axis=1)
         return tables, np.array([list(different).index(key) for key in keys])
 
     def _table(
@@ -96,17 +106,18 @@ class SmoothedShells:
     ) -> Float[np.ndarray, "kind knot smoothing"]:
         """Radial functions, and derivatives by the square of the distance, at some squares."""
         r2, power = squares[:, None], shell.l + 1.5
-        kinds = np.zeros((2, 2, len(squares), len(self.smoothing)))
+        table = np.zeros((self.order + 1, len(squares), 2, len(self.smoothing)))
         for a, coefficient in zip(shell.exponents, shell.coefficients, strict=True):
             width, tightness = self.smoothing / (a + self.smoothing), a / (a + self.smoothing)
             decay = a * width
             value = coefficient * width**power * np.exp(-decay * r2)
-            # By the logarithm of the smoothing exponent, decay grows by this and the value by:
-            growth = decay * tightness
-            slope = (power * tightness - growth * r2) * value
-            kinds += [[value, slope], [-decay * value, -decay * slope - growth * value]]
-        chosen = kinds[: 1 + self.with_gradient, : 1 + self.with_slope]
-        return np.concatenate(list(chosen.swapaxes(0, 1)), axis=2)
+            # Of the logarithm of the value, by that of the smoothing exponent.
+            slope = power * tightness - decay * tightness * r2
+            for kind, own in enumerate(table):
+                derivative = (-decay) ** kind * value
+                own[:, 0] += derivative
+                own[:, 1] += (slope + kind * tightness) * derivative
+        return table[:, :, : 1 + self.with_slope].reshape(*table.shape[:2], -1)
 
 
 class SmoothedOrbitals:
@@ -114,7 +125,8 @@ class SmoothedOrbitals:
 
     Coefficients are numbers for each orbital and point; fields are the sums of the smoothed
     orbitals, and of their gradients, times these. ``harmonics`` are the solid harmonics of each
-    orbital about its atom, and their gradients; ``offsets`` lead from the atoms to the points.
+    orbital about its atom, and their derivatives up to the ``order`` of the shells; ``offsets``
+    lead from the atoms to the points.
     """
 
     def __init__(
@@ -129,31 +141,60 @@ class SmoothedOrbitals:
         # The gradient of a function of the squared distance is its derivative times this.
         self._twice_offsets = 2 * offsets
         tables, table_of_shell = shells.tables
+        self._tables = tables
         position = np.log1p(squared_distances / _INNERMOST**2) / _SPACING
         third = np.clip(position.astype(int), 2, tables.shape[2] - 4)
         weights = _interpolation_weights(position - third)
-        self._radial = tables, table_of_shell, shells.atoms, third - 2, weights
+        self._knots = table_of_shell, shells.atoms, third - 2, weights, self._twice_offsets
 
     def apply(
         self, coefficients: Float[np.ndarray, "ao grid"]
     ) -> Float[np.ndarray, "grid component smoothing"]:
         """Fields of coefficients."""
         starts = np.flatnonzero(np.diff(self.shells.shell_of_orbital, prepend=-1))
-        moments = np.add.reduceat(self.harmonics * coefficients, starts, axis=1)
+        harmonics = self.harmonics[: self.shells.num_components]
+        moments = np.add.reduceat(harmonics * coefficients, starts, axis=1)
         moments = np.ascontiguousarray(moments.transpose(2, 1, 0))
         shape = moments.shape[0], self.shells.num_components, self.shells.num_smoothings
         fields = np.zeros(shape)
-        add_fields(*self._radial, self._twice_offsets, moments, fields)
+        add_fields(self._radial(0), *self._knots, moments, fields)
         return fields
 
     def transpose(
         self, fields: Float[np.ndarray, "grid component smoothing"]
-    ) -> Float[np.ndarray, "ao grid"]:
-        """Derivative by the coefficients from that by the fields."""
+    ) -> Float[np.ndarray, "derivative ao grid"]:
+        """Derivative by the coefficients from that by the fields.
+
+        Behind it, if the shells are ``moving``, its gradient where points move and fields do not.
+        """
+        own = self._moments(fields, 0)
+        harmonics = self.harmonics[: len(own)]
+        transpose = np.sum(harmonics * own, axis=0)
+        if not self.shells.moving:
+            return transpose[None]
+        by_square = self._moments(fields, 1)
+        radial = np.sum(harmonics * by_square, axis=0)
+        atoms = self.shells.atoms[self.shells.shell_of_orbital]
+        gradient = self._twice_offsets.transpose(2, 1, 0)[:, atoms] * radial
+        for x in range(3):
+            of_harmonics = self.harmonics[[row[x] for row in GRADIENT_COMPONENTS[: len(own)]]]
+            gradient[x] += np.sum(of_harmonics * own, axis=0)
+            if self.shells.with_gradient:
+                # Of the offset, in the gradient of a function of the squared distance.
+                gradient[x] += 2 * harmonics[0] * by_square[1 + x]
+        return np.concatenate([transpose[None], gradient])
+
+    def _moments(
+        self, fields: Float[np.ndarray, "grid component smoothing"], kind: int
+    ) -> Float[np.ndarray, "component ao grid"]:
+        """What the harmonics of each orbital are multiplied with in the transpose."""
         moments = np.empty((len(fields), len(self.shells.shells), self.shells.num_components))
-        fill_moments(*self._radial, self._twice_offsets, np.ascontiguousarray(fields), moments)
-        by_orbital = moments.transpose(2, 1, 0)[:, self.shells.shell_of_orbital]
-        return np.sum(self.harmonics * by_orbital, axis=0)
+        fill_moments(self._radial(kind), *self._knots, np.ascontiguousarray(fields), moments)
+        return moments.transpose(2, 1, 0)[:, self.shells.shell_of_orbital]
+
+    def _radial(self, kind: int) -> Float[np.ndarray, "kind table knot smoothing"]:
+        """The tables of the radial functions, or of some derivative, as if these were those."""
+        return self._tables[kind : kind + 1 + self.shells.with_gradient]
 
 
 def _interpolation_weights(
@@ -193,7 +234,7 @@ def between_knots(
 @compiled
 @no_type_check
 def add_fields(
-    tables: Float[np.ndarray, "table kind knot smoothing"],
+    tables: Float[np.ndarray, "kind table knot smoothing"],
     table_of_shell: Int[np.ndarray, " shell"],
     atoms: Int[np.ndarray, " shell"],
     knots: Int[np.ndarray, "grid atom"],
@@ -205,16 +246,16 @@ def add_fields(
     """Add radial functions times moments of the harmonics, and the gradients of that."""
     values, derivatives = np.empty(fields.shape[2]), np.empty(fields.shape[2])
     for shell in range(len(atoms)):
-        atom, table = atoms[shell], tables[table_of_shell[shell]]
+        atom, table = atoms[shell], table_of_shell[shell]
         for point in range(len(fields)):
             first, w = knots[point, atom], weights[point, atom]
             moment = moments[point, shell]
-            between_knots(table[0], first, w, values)
+            between_knots(tables[0, table], first, w, values)
             for k in range(len(values)):
                 fields[point, 0, k] += moment[0] * values[k]
             if fields.shape[1] == 1:
                 continue
-            between_knots(table[1], first, w, derivatives)
+            between_knots(tables[1, table], first, w, derivatives)
             x, y, z = moment[1], moment[2], moment[3]
             along_x = twice_offsets[point, atom, 0] * moment[0]
             along_y = twice_offsets[point, atom, 1] * moment[0]
@@ -228,7 +269,7 @@ def add_fields(
 @partial(compiled, reorder_sums=True)
 @no_type_check
 def fill_moments(
-    tables: Float[np.ndarray, "table kind knot smoothing"],
+    tables: Float[np.ndarray, "kind table knot smoothing"],
     table_of_shell: Int[np.ndarray, " shell"],
     atoms: Int[np.ndarray, " shell"],
     knots: Int[np.ndarray, "grid atom"],
@@ -240,15 +281,15 @@ def fill_moments(
     """The transpose of ``add_fields``."""
     values, derivatives = np.empty(fields.shape[2]), np.empty(fields.shape[2])
     for shell in range(len(atoms)):
-        atom, table = atoms[shell], tables[table_of_shell[shell]]
+        atom, table = atoms[shell], table_of_shell[shell]
         for point in range(len(fields)):
             first, w = knots[point, atom], weights[point, atom]
-            between_knots(table[0], first, w, values)
+            between_knots(tables[0, table], first, w, values)
             total = 0.0
             for k in range(len(values)):
                 total += fields[point, 0, k] * values[k]
             if fields.shape[1] > 1:
-                between_knots(table[1], first, w, derivatives)
+                between_knots(tables[1, table], first, w, derivatives)
                 for x in range(3):
                     of_gradient, along = 0.0, 0.0
                     for k in range(len(values)):

@@ -10,6 +10,7 @@ from pyscf.pbc import gto as pbcgto
 from toy_functionals import toy_exchange, toy_nldf, toy_sdmx, toy_xc
 
 from cider import CiderFunctional
+from cider.features.sdmx import Sdmx
 from cider.files import load_functional, save_functional
 from cider.plugins.ase import Cider
 
@@ -23,19 +24,32 @@ FUNCTIONALS = {
     ),
     "exchange and correlation": CiderFunctional(toy_xc(sdmx=toy_sdmx())),
 }
+ALL_FAMILIES = Sdmx((("0", 1), ("0d", 0), ("1", 2), ("1d", 1)))
+WITH_ALL_FAMILIES = {
+    "GGA": CiderFunctional(toy_exchange("GGA", size=0.02, sdmx=ALL_FAMILIES)),
+    "surrogate of a hybrid": CiderFunctional(
+        toy_exchange("GGA", size=0.02, sdmx=ALL_FAMILIES), x_mix=0.25, semilocal="R2SCAN"
+    ),
+    "exchange and correlation": CiderFunctional(toy_xc(sdmx=ALL_FAMILIES)),
+}
 MOLECULES = {
     "H2": dict(atom="H 0 0 0; H 0 0 1.4"),
     "OH": dict(atom="O 0 0 0; H 0 0 1.85", spin=1),
     "BeH": dict(atom="Be 0 0 0; H 0 0 2.5", spin=1),
     "H2O": dict(atom="O 0 0 0; H 0 1.43 1.11; H 0 -1.43 1.11"),
+    "bent H2O": dict(atom="O 0 0 0; H 0 1.43 1.11; H 0.1 -1.5 1.2", basis="6-31g"),
+    "NH2": dict(atom="N 0 0 0; H 0 1.43 1.11; H 0.1 -1.5 1.2", basis="6-31g", spin=1),
 }
 
 
 def solver(method, name, xc, **settings):
     mol = gto.M(**{"basis": "def2-svp", "unit": "bohr", "verbose": 0, **MOLECULES[name]})
-    mf = method(mol, xc=xc).density_fit().set(conv_tol=1e-9, **settings)
+    return prepared(method(mol, xc=xc).density_fit(), **settings)
+
+
+def prepared(mf, **settings):
     mf.grids.atom_grid = (20, 50)
-    return mf
+    return mf.set(**{"conv_tol": 1e-9, **settings})
 
 
 @pytest.mark.parametrize("name", FUNCTIONALS)
@@ -160,20 +174,126 @@ def test_excitations_and_second_order():
     assert 0.4 < energy < 0.7
 
 
+def moved(mol, step, direction):
+    return mol.set_geom_(mol.atom_coords() + step * direction, unit="Bohr", inplace=False)
+
+
+def slope(function, h):
+    once, twice = function(h) - function(-h), function(2 * h) - function(-2 * h)
+    return (8 * once - twice) / (12 * h)
+
+
+@pytest.mark.parametrize("grid_response", [False, True])
+@pytest.mark.parametrize(
+    ("method", "name", "functional"),
+    [
+        (dft.RKS, "bent H2O", "surrogate of a hybrid"),
+        (dft.UKS, "NH2", "GGA"),
+        pytest.param(dft.UKS, "NH2", "exchange and correlation", marks=pytest.mark.slow),
+    ],
+)
+def test_what_moves_at_a_fixed_density_matrix(method, name, functional, grid_response):
+    """Orbitals with their atoms, and the grid with them or not."""
+    mf = solver(method, name, WITH_ALL_FAMILIES[functional])
+    mol, grids = mf.mol, mf.grids.build(with_non0tab=True)
+    dm = np.asarray(mf.get_init_guess(key="minao"))
+    if method is dft.UKS:
+        dm *= np.array([1.1, 0.9])[:, None, None]
+    gradients = mf.nuc_grad_method().set(grid_response=grid_response)
+    veff, coulomb = gradients.get_veff(mol, dm), gradients.get_j(mol, dm)
+    vxc = veff - (coulomb if method is dft.RKS else coulomb.sum(axis=0))
+    shape = (-1, mol.nao, mol.nao)
+    by_orbital = 2 * np.einsum("sxij,sij->ix", vxc.reshape(-1, 3, *shape[1:]), dm.reshape(shape))
+    found = np.array(
+        [by_orbital[start:stop].sum(axis=0) for *_, start, stop in mol.aoslice_by_atom()]
+    )
+    if grid_response:
+        found += veff.exc1_grid
+        np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-11)
+    direction = np.random.default_rng(2).normal(size=found.shape)
+    integrate = mf._numint.nr_rks if method is dft.RKS else mf._numint.nr_uks
+
+    def energy(step):
+        other = moved(mol, step, direction)
+        if grid_response:
+            moving = prepared(method(other)).grids.build(with_non0tab=True)
+            return integrate(other, moving, mf.xc, dm)[1]
+        return integrate(other, grids, mf.xc, dm)[1]
+
+    # Fourth order in the step, of 1e-8 here.
+    assert np.vdot(found, direction) == pytest.approx(slope(energy, 1e-3), rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "fitted"),
+    [
+        (dft.ROKS, "BeH", True),
+        pytest.param(dft.RKS, "bent H2O", True, marks=pytest.mark.slow),
+        pytest.param(dft.UKS, "NH2", False, marks=pytest.mark.slow),
+        pytest.param(dft.ROKS, "NH2", True, marks=pytest.mark.slow),
+    ],
+)
+def test_gradient_is_the_derivative_of_the_energy(method, name, fitted):
+    start = solver(method, name, WITH_ALL_FAMILIES["surrogate of a hybrid"])
+
+    def solved(mol, dm=None):
+        mf = method(mol, xc=start.xc)
+        mf = prepared(mf.density_fit() if fitted else mf, conv_tol=1e-11, conv_tol_grad=1e-6)
+        mf.kernel(dm)
+        assert mf.converged
+        return mf
+
+    mf = solved(start.mol)
+    gradient = mf.nuc_grad_method().set(grid_response=True).kernel()
+    direction = np.random.default_rng(2).normal(size=gradient.shape)
+
+    def energy(step):
+        return solved(moved(mf.mol, step, direction), mf.make_rdm1()).e_tot
+
+    # Fourth order in the step; energies are converged to 1e-11.
+    assert np.vdot(gradient, direction) == pytest.approx(slope(energy, 4e-3), abs=5e-7)
+    np.testing.assert_allclose(gradient.sum(axis=0), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("grid_response", [False, True])
+def test_gradient_of_a_learned_part_zero_is_that_of_its_baseline(grid_response):
+    zero = toy_exchange("GGA", size=0.0, sdmx=ALL_FAMILIES)
+    found = []
+    for xc in ("PBE", CiderFunctional(zero, correlation="GGA_C_PBE")):
+        mf = solver(dft.UKS, "BeH", xc, conv_tol=1e-11).run()
+        found.append(mf.nuc_grad_method().set(grid_response=grid_response).kernel())
+    np.testing.assert_allclose(*found, atol=1e-9)
+
+
+def test_vibration_of_a_diatomic_molecule():
+    """The second difference of the energy, along the bond."""
+    mol = gto.M(**MOLECULES["H2"], basis="sto-3g", unit="bohr", verbose=0)
+
+    def solved(step):
+        bond = step * np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+        return prepared(
+            dft.RKS(mol.set_geom_(mol.atom_coords() + bond, inplace=False), xc=ALONE),
+            conv_tol=1e-12,
+        ).run()
+
+    h = 0.02  # fourth order
+    energies = [solved(k * h).e_tot for k in (-2, -1, 0, 1, 2)]
+    expected = np.dot([-1, 16, -30, 16, -1], energies) / (12 * h**2)
+    hessian = solved(0.0).Hessian().kernel(atmlst=[1])
+    assert hessian[0, 0, 2, 2] == pytest.approx(expected, rel=1e-3)
+
+
 def test_what_is_not_available_yet_raises_by_name():
-    mf = solver(dft.RKS, "H2O", ALONE)
-    names = {
-        "nuclear gradients": lambda: mf.nuc_grad_method(),
-        "nuclear Hessians": lambda: mf.Hessian(),
-    }
-    for name, call in names.items():
-        with pytest.raises(NotImplementedError, match=rf"{name}.*toy.*density matrix"):
-            call()
     cell = pbcgto.M(atom="He", a=4 * np.eye(3), basis="6-31g", mesh=[9] * 3, verbose=0)
     for method in (pbcdft.RKS, pbcdft.KUKS):
         with pytest.raises(NotImplementedError, match=r"cells.*toy.*density matrix"):
             method(cell, xc=ALONE)
+    excited = solver(dft.RKS, "H2", ALONE).TDA()
+    with pytest.raises(NotImplementedError, match=r"gradients of excited.*toy"):
+        excited.nuc_grad_method()
+
+
+def test_forces_of_ase():
     atoms = ase_molecule("H2")
-    atoms.calc = Cider(ALONE, basis="sto-3g")
-    with pytest.raises(NotImplementedError, match=r"nuclear gradients.*density matrix"):
-        atoms.get_forces()
+    atoms.calc = Cider(ALONE, basis="sto-3g", grid_level=0)
+    np.testing.assert_allclose(atoms.get_forces().sum(axis=0), 0, atol=1e-8)

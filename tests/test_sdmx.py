@@ -197,10 +197,35 @@ def test_fields_and_their_transpose(sdmx):
     coefficients = random.normal(size=(mol.nao, len(coords)))
     there = smoothed.apply(coefficients)
     back = random.normal(size=there.shape)
-    assert np.vdot(back, there) == pytest.approx(np.vdot(smoothed.transpose(back), coefficients))
+    assert np.vdot(back, there) == pytest.approx(np.vdot(smoothed.transpose(back)[0], coefficients))
     all_of_them = smoothed_orbitals(mol, smoothed_shells(mol, ALL), coords).apply(coefficients)
     rows, columns = there.shape[1:]
     np.testing.assert_allclose(there, all_of_them[:, :rows, :columns], rtol=1e-12)
+
+
+@pytest.mark.parametrize("sdmx", [Sdmx((("0", 1),)), Sdmx((("0d", 1),)), Sdmx((("1", 0),)), ALL])
+@pytest.mark.parametrize("name", MOLECULES)
+def test_transpose_where_points_move(name, sdmx):
+    mol, _ = molecule(name)
+    coords = points(mol, 30)
+    shells = smoothed_shells(mol, sdmx, moving=True)
+    shape = len(coords), shells.num_components, shells.num_smoothings
+    fields = np.random.default_rng(6).normal(size=shape)
+
+    def transposed(coords):
+        return smoothed_orbitals(mol, shells, coords).transpose(fields)
+
+    gradients = transposed(coords)[1:]
+    assert gradients.shape[1] == mol.nao
+    for gradient, direction in zip(gradients, np.eye(3), strict=True):
+        once, twice = (
+            transposed(coords + k * 1e-3 * direction)[0]
+            - transposed(coords - k * 1e-3 * direction)[0]
+            for k in (1, 2)
+        )
+        # Interpolation is good to 1e-9; its slope, over a knot's distance, is worse.
+        scale = abs(gradient).max()
+        np.testing.assert_allclose((8 * once - twice) / 12e-3, gradient, atol=1e-7 * scale)
 
 
 @pytest.mark.parametrize("gamma", [2.0, 1.3])

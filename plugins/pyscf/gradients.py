@@ -10,13 +10,13 @@ from pyscf.dft import numint
 from pyscf.grad.rks import get_nlc_vxc, get_nlc_vxc_full_response, grids_response_cc
 from pyscf.gto import CHARGE_OF, charge
 
+from cider.conventions import GRADIENT_COMPONENTS
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.atomic_orbitals import ao_blocks
 from cider.plugins.pyscf.density_matrices import eigenvectors
 from cider.plugins.pyscf.learned_numint import Settings
-
-_DERIVATIVES = ((1, 2, 3), (4, 5, 6), (5, 7, 8), (6, 8, 9))
-"""Which components of the orbitals are the gradients of their values and of their gradients."""
+from cider.plugins.pyscf.libxc import num_ingredients
+from cider.plugins.pyscf.smoothed_density_matrix import sdmx_gradients
 
 
 def with_learned_functional(gradients: Any) -> Any:
@@ -86,13 +86,22 @@ class CiderGradients:
         max_memory = max(2000, self.max_memory * 0.9 - lib.current_memory()[0])
         integrator, functional = self.base._numint, self.base.xc
         settings = mol, grids, functional, dms, Settings(max_memory=max_memory)
-        if not self.grid_response:
+        if self.grid_response:
+            potential, by_weights, by_centers = integrator.potential_and_grid_derivative(*settings)
+        else:
             potential = integrator.potential(*settings)
-            return gradient_matrices(mol, grids, potential, max_memory), None
-        potential, by_weights, by_centers = integrator.potential_and_grid_derivative(*settings)
-        by_points = point_gradients(mol, grids, dms, potential, max_memory)
-        by_grid = by_centers + atom_gradients(grids, by_weights, by_points)
-        return gradient_matrices(mol, grids, potential, max_memory), by_grid
+        of_density, of_matrices = np.split(potential, [num_ingredients(functional)], axis=1)
+        vxc = gradient_matrices(mol, grids, of_density, max_memory)
+        by_points = np.zeros((3, len(grids.weights)))
+        sdmx = functional.learned.descriptors.sdmx
+        if sdmx is not None:
+            moving = mol, grids, sdmx, np.stack(dms), of_matrices
+            own, by_points = sdmx_gradients(*moving, max_memory)
+            vxc += own
+        if not self.grid_response:
+            return vxc, None
+        by_points += point_gradients(mol, grids, dms, of_density, max_memory)
+        return vxc, by_centers + atom_gradients(grids, by_weights, by_points)
 
 
 def gradient_matrices(
@@ -114,7 +123,7 @@ def gradient_matrices(
     for points, active, ao, room in ao_blocks(mol, grids, max_memory, deriv=2):
         for total, v in zip(vmat, potential[..., points], strict=True):
             product = np.zeros((3, len(active), len(active)))
-            for row, derivatives in enumerate(_DERIVATIVES):
+            for row, derivatives in enumerate(GRADIENT_COMPONENTS):
                 right = _row_times_orbitals(v, row, ao, room)
                 for by_direction, component in zip(product, derivatives, strict=True):
                     lib.ddot(ao[component], right, 1, by_direction, 1)
@@ -140,7 +149,7 @@ def point_gradients(
     for points, active, ao, _ in ao_blocks(mol, grids, max_memory, deriv=2):
         for (occupations, coefficients), v in zip(orbitals, potential[..., points], strict=True):
             psi = np.stack([lib.ddot(coefficients[:, active], component) for component in ao])
-            for row, derivatives in enumerate(_DERIVATIVES):
+            for row, derivatives in enumerate(GRADIENT_COMPONENTS):
                 right = 2 * occupations[:, None] * _row_times_orbitals(v, row, psi).T
                 gradients[:, points] += np.einsum("kg,xkg->xg", right, psi[list(derivatives)])
     return gradients

@@ -266,7 +266,6 @@ class CiderKohnSham:
 
     def nuc_grad_method(self) -> Any:
         """As in PySCF, with ``CiderGradients`` or ``CiderPeriodicGradients`` in front."""
-        require_density_alone("nuclear gradients are", self.xc)
         if _is_periodic(self):
             from cider.plugins.pyscf.periodic_gradients import gradients_of_cell
 
@@ -278,7 +277,6 @@ class CiderKohnSham:
     def Hessian(self) -> CiderHessian:
         """By differences of gradients; as in PySCF otherwise."""
         _require_molecule(self, "nuclear Hessians")
-        require_density_alone("nuclear Hessians are", self.xc)
         return CiderHessian(self)
 
     TDA = _excitations("TDA")

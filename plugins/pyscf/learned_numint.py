@@ -19,7 +19,6 @@ from cider.plugins.pyscf.libxc import (
     LibxcWithCider,
     libxc_energy_density_and_potential,
     needs_tau,
-    require_density_alone,
 )
 from cider.plugins.pyscf.response import XCKernel, checked_kernel
 
@@ -209,11 +208,10 @@ class LearnedNumInt(abc.ABC):
         dms: Sequence[Any],
         settings: Settings,
     ) -> Float[np.ndarray, "spin ingredient grid"]:
-        """Derivative of the energy by rho, grad rho and tau of one density matrix per spin.
+        """Derivative of the energy by rho, grad rho, tau and SDMX features of one state per spin.
 
         Raises as ``nr_rks``.
         """
-        require_density_alone("nuclear gradients are", functional)
         rho = self._densities_of_states(mol, grids, functional, dms, settings)[:, 0]
         return self._energy_and_potential(mol, grids, functional, rho)[1]
 

@@ -22,7 +22,6 @@ from cider.plugins.pyscf.libxc import (
     libxc_energy_density_and_potential,
     needs_tau,
     num_ingredients,
-    require_density_alone,
 )
 from cider.plugins.pyscf.response import XCKernel
 from cider.plugins.pyscf.smoothed_density_matrix import (
@@ -53,7 +52,6 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
 
         What the densities at the points do, and the weights, is another matter.
         """
-        require_density_alone("nuclear gradients are", functional)
         rho = self._densities_of_states(mol, grids, functional, dms, settings)[:, 0]
         check_density(rho, grids.weights)
         convolution = self._convolution_for(mol, grids, functional)

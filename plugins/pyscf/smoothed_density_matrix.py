@@ -62,27 +62,45 @@ def sdmx_potential_matrices(
 ) -> Float[np.ndarray, "spin set ao ao"]:
     """Derivative of an energy by the density matrices, from that by their features."""
     vmat = np.zeros_like(dms)
-    shells = smoothed_shells(mol, sdmx)
-    for block in _blocks(mol, grids, dms, max_memory):
-        by_coefficients = {index: np.empty_like(x) for index, x in block.coefficients.items()}
-
-        def fill(
-            part: _Part,
-            smoothed: SmoothedOrbitals,
-            block: _Block = block,
-            by_coefficients: dict[Any, np.ndarray] = by_coefficients,
-        ) -> None:
-            for index, coefficients in block.coefficients.items():
-                fields = smoothed.apply(coefficients[:, part.all])
-                by_own = by_features[index][:, block.points][:, part.all]
-                by_fields = np.asarray(_derivative_by_fields(sdmx, fields, by_own))
-                values = smoothed.transpose(by_fields)
-                by_coefficients[index][:, part.own] = values[:, : part.size]
-
-        _for_parts(fill, mol, grids, shells, block)
-        for index, own in by_coefficients.items():
-            vmat[index][block.active] += lib.ddot(block.ao, np.ascontiguousarray(own.T))
+    for block, by_coefficients in _transposes(mol, grids, sdmx, dms, by_features, max_memory):
+        for index, (own,) in by_coefficients.items():
+            vmat[index][block.active] += lib.ddot(block.ao[0], np.ascontiguousarray(own.T))
     return (vmat + vmat.swapaxes(-1, -2)) / 2
+
+
+def sdmx_gradients(
+    mol: Any,
+    grids: Any,
+    sdmx: Sdmx,
+    dms: Float[np.ndarray, "spin ao ao"],
+    by_features: Float[np.ndarray, "spin feature grid"],
+    max_memory: float,
+) -> tuple[Float[np.ndarray, "spin xyz ao ao"], Float[np.ndarray, "xyz grid"]]:
+    r"""What moving orbitals do to an energy through the features, and moving points (Ha/bohr).
+
+    With :math:`t_j` the derivative of the energy of a point by the coefficient
+    :math:`\sum_i \gamma_{ij} \phi_i` of the smoothed orbital j, a sum of :math:`\tilde\phi_j`,
+
+    .. math:: V_{ij} = -\tfrac12 \sum_g \left(\nabla\phi_i\, t_j + \nabla t_i\, \phi_j\right),
+
+    to be read as ``gradient_matrices``. Points move against all orbitals at once.
+    """
+    matrices = np.zeros((len(dms), 3, *dms.shape[1:]))
+    by_points = np.zeros((3, len(grids.weights)))
+    given = mol, grids, sdmx, dms[:, None], by_features[:, None], max_memory
+    for block, by_coefficients in _transposes(*given, moving=True):
+        for (spin, _), (own, *gradients) in by_coefficients.items():
+            coefficients = block.coefficients[spin, 0]
+            by_orbitals = lib.ddot(np.ascontiguousarray(dms[spin][block.active]), own)
+            own_by_point = np.ascontiguousarray(own.T)
+            ao_by_point = np.ascontiguousarray(block.ao[0].T)
+            for x, (gradient, ao_gradient) in enumerate(zip(gradients, block.ao[1:], strict=True)):
+                total = matrices[spin, x]
+                total[block.active] -= lib.ddot(ao_gradient, own_by_point) / 2
+                total[:, block.active] -= lib.ddot(gradient, ao_by_point) / 2
+                by_points[x, block.points] += np.sum(ao_gradient * by_orbitals, axis=0)
+                by_points[x, block.points] += np.sum(gradient * coefficients, axis=0)
+    return matrices, by_points
 
 
 def sdmx_changes(
@@ -105,8 +123,8 @@ def sdmx_changes(
     return (high - low) / (2 * steps)
 
 
-def smoothed_shells(mol: Any, sdmx: Sdmx) -> SmoothedShells:
-    """The shells of a molecule with what smooths them.
+def smoothed_shells(mol: Any, sdmx: Sdmx, moving: bool = False) -> SmoothedShells:
+    """The shells of a molecule with what smooths them, and, if ``moving``, what motion needs.
 
     Raises ``NotImplementedError`` for Cartesian d and higher functions, which are no solid
     harmonics.
@@ -123,15 +141,15 @@ def smoothed_shells(mol: Any, sdmx: Sdmx) -> SmoothedShells:
         coefficients = mol._env[row[PTR_COEFF] :][: primitives * contractions]
         for own in coefficients.reshape(contractions, primitives):
             shells.append(Shell(int(atom), int(l), exponents, own))
-    return SmoothedShells(shells, sdmx.exponents, sdmx.needs_gradient, sdmx.needs_slope)
+    return SmoothedShells(shells, sdmx.exponents, sdmx.needs_gradient, sdmx.needs_slope, moving)
 
 
 def smoothed_orbitals(
     mol: Any, shells: SmoothedShells, coords: Float[np.ndarray, "grid xyz"]
 ) -> SmoothedOrbitals:
     """The smoothed orbitals of a molecule at some points (bohr)."""
-    harmonics = numint.eval_ao(_solid_harmonics(mol), coords, deriv=int(shells.with_gradient))
-    by_component = harmonics.reshape(shells.num_components, len(coords), -1)
+    harmonics = numint.eval_ao(_solid_harmonics(mol), coords, deriv=shells.order)
+    by_component = harmonics.reshape(-1, len(coords), harmonics.shape[-1])
     offsets = coords[:, None] - mol.atom_coords()
     return SmoothedOrbitals(shells, by_component.transpose(0, 2, 1), offsets)
 
@@ -144,7 +162,7 @@ class _Block(NamedTuple):
 
     points: slice
     active: Int[np.ndarray, " active"]
-    ao: Float[np.ndarray, "active grid"]
+    ao: Float[np.ndarray, "component active grid"]
     coefficients: dict[tuple[int, ...], Float[np.ndarray, "ao grid"]]
 
 
@@ -160,15 +178,54 @@ class _Part(NamedTuple):
 
 
 def _blocks(
-    mol: Any, grids: Any, dms: Float[np.ndarray, "spin set ao ao"], max_memory: float
+    mol: Any,
+    grids: Any,
+    dms: Float[np.ndarray, "spin set ao ao"],
+    max_memory: float,
+    deriv: int = 0,
 ) -> Iterator[_Block]:
     orbitals = {index: eigenvectors(dms[index]) for index in np.ndindex(dms.shape[:2])}
-    for points, active, ao, _ in ao_blocks(mol, grids, max_memory, deriv=0):
+    for points, active, ao, _ in ao_blocks(mol, grids, max_memory, deriv):
         coefficients = {}
         for index, (occupations, vectors) in orbitals.items():
             psi = lib.ddot(np.ascontiguousarray(vectors[:, active]), ao[0])
             coefficients[index] = lib.ddot(vectors.T, occupations[:, None] * psi)
-        yield _Block(points, active, ao[0], coefficients)
+        yield _Block(points, active, ao, coefficients)
+
+
+def _transposes(
+    mol: Any,
+    grids: Any,
+    sdmx: Sdmx,
+    dms: Float[np.ndarray, "spin set ao ao"],
+    by_features: Float[np.ndarray, "spin set feature grid"],
+    max_memory: float,
+    moving: bool = False,
+) -> Iterator[tuple[_Block, dict[tuple[int, ...], Float[np.ndarray, "derivative ao grid"]]]]:
+    """Derivatives of an energy by the coefficients of each block, and their gradients.
+
+    There are gradients, also of the orbitals, if these are ``moving``.
+    """
+    shells = smoothed_shells(mol, sdmx, moving)
+    for block in _blocks(mol, grids, dms, max_memory, deriv=int(moving)):
+        shape = 4 if moving else 1, *next(iter(block.coefficients.values())).shape
+        by_coefficients = {index: np.empty(shape) for index in block.coefficients}
+
+        def fill(
+            part: _Part,
+            smoothed: SmoothedOrbitals,
+            block: _Block = block,
+            by_coefficients: dict[Any, np.ndarray] = by_coefficients,
+        ) -> None:
+            for index, coefficients in block.coefficients.items():
+                fields = smoothed.apply(coefficients[:, part.all])
+                by_own = by_features[index][:, block.points][:, part.all]
+                by_fields = np.asarray(_derivative_by_fields(sdmx, fields, by_own))
+                values = smoothed.transpose(by_fields)
+                by_coefficients[index][..., part.own] = values[..., : part.size]
+
+        _for_parts(fill, mol, grids, shells, block)
+        yield block, by_coefficients
 
 
 def _for_parts(
@@ -179,7 +236,7 @@ def _for_parts(
     block: _Block,
 ) -> None:
     """Call a function with parts of a block and the smoothed orbitals there, in threads."""
-    coords, size = grids.coords[block.points], block.ao.shape[1]
+    coords, size = grids.coords[block.points], block.ao.shape[2]
 
     @float64
     def run(start: int) -> None:
