@@ -27,8 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from cider.conventions import AnyArray
-
 LARGEST_RADIUS = 64.0
 """In bohr. Where a density matrix reaches farther, its features no longer scale exactly."""
 
@@ -113,32 +111,53 @@ class Sdmx(eqx.Module):
         return 2.0 ** np.arange(NUM_RADII + 1) * 2 / LARGEST_RADIUS**2
 
     @property
-    def needs_gradient(self) -> bool:
-        """Whether the gradient of the smoothed density matrix is read."""
-        return any(FAMILIES[family].of_gradient for family, _ in self.terms)
+    def kernels(self) -> Float[np.ndarray, "exponent radius"]:
+        """How much of each Gaussian, of unit integral, is in h of each radius."""
+        first, second = np.eye(NUM_RADII + 1)[:-1], np.eye(NUM_RADII + 1)[1:]
+        return ((first - _SECOND * second) / (1 - _SECOND)).T
 
     @property
-    def needs_slope(self) -> bool:
-        """Whether its derivative by the radius is read."""
-        return any(FAMILIES[family].of_slope for family, _ in self.terms)
+    def parts(self) -> tuple[int, ...]:
+        """Components of the fields: of the smoothed density matrix, and of its slopes, if read.
+
+        One, or four with the gradient.
+        """
+        families = [FAMILIES[family] for family, _ in self.terms]
+        slopes = [family for family in families if family.of_slope]
+        values = [family for family in families if not family.of_slope]
+        parts = (values, slopes) if slopes else (values,)
+        return tuple(4 if any(own.of_gradient for own in part) else 1 for part in parts)
+
+    @property
+    def forms(self) -> Float[np.ndarray, "feature component radius"]:
+        """How much each feature has of the square of each component of the fields."""
+        forms = np.zeros((len(self.terms), sum(self.parts), NUM_RADII))
+        for form, (family, j) in zip(forms, self.terms, strict=True):
+            start = self.parts[0] if FAMILIES[family].of_slope else 0
+            components = slice(start + 1, start + 4) if FAMILIES[family].of_gradient else start
+            form[components] = _weights(family, j)
+        return forms
 
     def features(
-        self, fields: Float[AnyArray, "grid component smoothing"]
-    ) -> Float[Array, "feature grid"]:
+        self, fields: Float[np.ndarray, "grid component radius"]
+    ) -> Float[np.ndarray, "feature grid"]:
         r"""Features H (:math:`\mathrm{bohr}^{-(3+j)}`) of points.
 
-        ``fields`` are the density matrix smoothed by a Gaussian of unit integral and each of the
-        ``exponents``, and behind them its derivatives by the logarithms of these, if there are
-        any. The components are its value, and its gradient by :math:`\mathbf r'`.
+        ``fields`` are the density matrix smoothed by h of each radius: the ``parts`` of it and of
+        its derivative by the logarithms of the exponents, each the value, and its gradient by
+        :math:`\mathbf r'`.
         """
-        by_radius: dict[tuple[bool, bool], Array] = {}
-        features = []
-        for family, j in self.terms:
-            kind = FAMILIES[family].of_gradient, FAMILIES[family].of_slope
-            if kind not in by_radius:
-                by_radius[kind] = _squares_by_radius(fields, *kind)
-            features.append(by_radius[kind] @ jnp.asarray(_weights(family, j)))
-        return jnp.stack(features)
+        squares = np.square(fields).reshape(len(fields), -1)
+        return self.forms.reshape(len(self.terms), -1) @ squares.T
+
+    def derivative_by_fields(
+        self,
+        fields: Float[np.ndarray, "grid component radius"],
+        by_features: Float[np.ndarray, "feature grid"],
+    ) -> Float[np.ndarray, "grid component radius"]:
+        """Derivative of an energy by the fields of points, from that by their features."""
+        forms = self.forms.reshape(len(self.terms), -1)
+        return 2 * fields * (by_features.T @ forms).reshape(fields.shape)
 
     def scaled(
         self, rho: Float[Array, " grid"], features: Float[Array, "feature grid"]
@@ -146,17 +165,6 @@ class Sdmx(eqx.Module):
         """The same without dimension: over powers of the density, which is at least the cutoff."""
         powers = jnp.array([1 + j / 3 for _, j in self.terms])
         return features / rho[None] ** powers[:, None]
-
-
-def _squares_by_radius(
-    fields: Float[AnyArray, "grid component smoothing"], of_gradient: bool, of_slope: bool
-) -> Float[Array, "grid radius"]:
-    count = NUM_RADII + 1
-    components = fields[:, 1:4] if of_gradient else fields[:, :1]
-    # R = (2/b)^(1/2), so that R d/dR is -2 d/dln b.
-    smoothed = -2 * components[..., count:] if of_slope else components[..., :count]
-    by_radius = (smoothed[..., :-1] - _SECOND * smoothed[..., 1:]) / (1 - _SECOND)
-    return jnp.sum(by_radius**2, axis=1)
 
 
 @functools.cache
@@ -169,6 +177,8 @@ def _weights(family: str, j: int) -> Float[np.ndarray, " radius"]:
     power = own.power - j
     radii = LARGEST_RADIUS * np.exp(-_STEP * np.arange(NUM_RADII))
     weights = 4 * math.pi * _STEP * radii**power
+    if own.of_slope:
+        weights *= 4  # R = (2/b)^(1/2), so that R d/dR is -2 d/dln b
     weights[0] /= 1 - math.exp(-_STEP * (_DECAY - power))
     weights[-1] /= 1 - math.exp(-_STEP * (power + 2 * own.onset))
     return weights

@@ -8,15 +8,15 @@ with another exponent:
           = \left(\frac{\beta}{a + \beta}\right)^{l + 3/2} S_{lm}(\mathbf r)\,
           e^{-\frac{a\beta}{a + \beta} r^2}
 
-so that all orbitals of a shell share one radial function of :math:`r^2` for each :math:`\beta`,
-with its derivatives by :math:`r^2` and by :math:`\ln\beta`. These are tabulated.
-
-Where a point moves, each of these has its own derivative by :math:`r^2`, which is the next table:
-the gradient of a gradient needs no other loops than the gradient.
+so that all orbitals of a shell share one radial function of :math:`r^2` for each :math:`\beta`, or
+for each sum of such Gaussians, with its derivative by :math:`\ln\beta`. Polynomials of the fifth
+degree, between tabulated values and two derivatives, stand for it. As their second derivatives are
+continuous, gradients, and what these do where a point moves, are those of the polynomials.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import NamedTuple, no_type_check
 
@@ -30,14 +30,24 @@ _INNERMOST = 0.004
 """Distance (bohr) from which on the knots of the tables lie evenly in its logarithm."""
 
 _OUTERMOST = 1000.0
-_SPACING = 0.025
-"""Of the knots, between which six of them interpolate.
+_SPACING = 0.05
+"""Of the knots.
 
-A Gaussian is good to 1e-9 of its value at the nucleus, and to 1e-5 of itself where it has fallen
+A Gaussian is good to 1e-11 of its value at the nucleus, and to 1e-6 of itself where it has fallen
 to 1e-6.
 """
 
-_NEIGHBOURS = np.arange(-2, 4)
+_FROM_ENDS = np.linalg.inv(
+    [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0, 0, 2, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1],
+        [0, 1, 2, 3, 4, 5],
+        [0, 0, 2, 6, 12, 20],
+    ]
+)
+"""Coefficients of the powers of a polynomial from its value and derivatives at zero and one."""
 
 
 class Shell(NamedTuple):
@@ -51,16 +61,19 @@ class Shell(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SmoothedShells:
-    """Shells, in the order of their orbitals, and the exponents (bohr^-2) that smooth them.
+    """Shells, in the order of their orbitals, and the kernels that smooth them.
 
-    ``with_gradient`` and ``with_slope`` are for derivatives by position and by the logarithms of
-    the smoothing exponents; ``moving`` is for what these do where points or atoms move.
+    These are sums of Gaussians of some exponents (bohr^-2) and of unit integral.
+
+    ``parts`` are how many components fields have of the smoothed orbitals, one or, with the
+    gradient, four; and then of their derivatives by the logarithms of the exponents, if there are
+    to be any. ``moving`` is for what these do where points or atoms move.
     """
 
     shells: Sequence[Shell]
-    smoothing: Float[np.ndarray, " exponent"]
-    with_gradient: bool
-    with_slope: bool
+    exponents: Float[np.ndarray, " exponent"]
+    kernels: Float[np.ndarray, "exponent kernel"]
+    parts: tuple[int, ...]
     moving: bool = False
 
     @cached_property
@@ -74,26 +87,33 @@ class SmoothedShells:
         sizes = [2 * shell.l + 1 for shell in self.shells]
         return np.repeat(np.arange(len(sizes)), sizes)
 
-    @property
-    def num_components(self) -> int:
-        """One, or four with the gradient."""
-        return 4 if self.with_gradient else 1
+    @cached_property
+    def harmonics(self) -> tuple[tuple[int, int], ...]:
+        """Atom and l of the different solid harmonics."""
+        return tuple(dict.fromkeys((shell.atom, shell.l) for shell in self.shells))
+
+    @cached_property
+    def harmonic_of_orbital(self) -> Int[np.ndarray, " ao"]:
+        """Which of all the components of these is that of each orbital."""
+        sizes = [2 * l + 1 for _, l in self.harmonics]
+        parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        own = dict(zip(self.harmonics, parts, strict=True))
+        return np.concatenate([own[shell.atom, shell.l] for shell in self.shells])
 
     @property
     def order(self) -> int:
         """Up to which order harmonics and radial functions are differentiated."""
-        return int(self.with_gradient) + int(self.moving)
-
-    @property
-    def num_smoothings(self) -> int:
-        """As many as smoothing exponents, and as many again for derivatives by them."""
-        return len(self.smoothing) * (2 if self.with_slope else 1)
+        return int(4 in self.parts) + int(self.moving)
 
     @cached_property
     def tables(
         self,
-    ) -> tuple[Float[np.ndarray, "kind table knot smoothing"], Int[np.ndarray, " shell"]]:
-        """Those of the different shells, and which of them is that of each shell."""
+    ) -> tuple[Float[np.ndarray, "part table row kernel"], Int[np.ndarray, " shell"]]:
+        """Those of the different shells, and which of them is that of each shell.
+
+        Three rows for each knot: the radial functions, and their first two derivatives by the
+        number of the knot.
+        """
         last = np.log1p((_OUTERMOST / _INNERMOST) ** 2)
         squares = _INNERMOST**2 * np.expm1(np.arange(0, last, _SPACING))
         keys = [(s.l, s.exponents.tobytes(), s.coefficients.tobytes()) for s in self.shells]
@@ -103,198 +123,293 @@ class SmoothedShells:
 
     def _table(
         self, shell: Shell, squares: Float[np.ndarray, " knot"]
-    ) -> Float[np.ndarray, "kind knot smoothing"]:
-        """Radial functions, and derivatives by the square of the distance, at some squares."""
+    ) -> Float[np.ndarray, "part row kernel"]:
         r2, power = squares[:, None], shell.l + 1.5
-        table = np.zeros((self.order + 1, len(squares), 2, len(self.smoothing)))
+        table = np.zeros((len(self.parts), len(squares), 3, len(self.exponents)))
+        # Of the squared distance, by the knot's number; the second derivative is _SPACING times it.
+        stretch = _SPACING * (r2 + _INNERMOST**2)
         for a, coefficient in zip(shell.exponents, shell.coefficients, strict=True):
-            width, tightness = self.smoothing / (a + self.smoothing), a / (a + self.smoothing)
+            width, tightness = self.exponents / (a + self.exponents), a / (a + self.exponents)
             decay = a * width
             value = coefficient * width**power * np.exp(-decay * r2)
-            # Of the logarithm of the value, by that of the smoothing exponent.
-            slope = power * tightness - decay * tightness * r2
-            for kind, own in enumerate(table):
-                derivative = (-decay) ** kind * value
-                own[:, 0] += derivative
-                own[:, 1] += (slope + kind * tightness) * derivative
-        return table[:, :, : 1 + self.with_slope].reshape(*table.shape[:2], -1)
+            # Of the value's logarithm: by the knot's number, and by the exponent's logarithm.
+            by_knot = -decay * stretch
+            by_exponent = (power - decay * r2) * tightness
+            factors = [1.0, by_knot, by_knot * (_SPACING + by_knot)]
+            growths = [0.0, by_knot * tightness, by_knot * tightness * (_SPACING + 2 * by_knot)]
+            for order, (factor, growth) in enumerate(zip(factors, growths, strict=True)):
+                table[0, :, order] += factor * value
+                if len(self.parts) == 2:
+                    table[1, :, order] += (by_exponent * factor + growth) * value
+        return (table @ self.kernels).reshape(len(table), -1, self.kernels.shape[1])
 
 
 class SmoothedOrbitals:
     """The smoothed orbitals at some points: a linear map from coefficients to fields.
 
     Coefficients are numbers for each orbital and point; fields are the sums of the smoothed
-    orbitals, and of their gradients, times these. ``harmonics`` are the solid harmonics of each
-    orbital about its atom, and their derivatives up to the ``order`` of the shells; ``offsets``
-    lead from the atoms to the points.
+    orbitals, and of their gradients, times these: the components of one part of the shells after
+    the other. ``harmonics`` are the different solid harmonics, each about its atom, and their
+    derivatives up to the ``order`` of the shells; ``offsets`` lead from the atoms to the points.
     """
 
     def __init__(
         self,
         shells: SmoothedShells,
-        harmonics: Float[np.ndarray, "component ao grid"],
+        harmonics: Float[np.ndarray, "component harmonic grid"],
         offsets: Float[np.ndarray, "grid atom xyz"],
     ):
         self.shells = shells
         self.harmonics = harmonics
-        squared_distances = np.sum(offsets**2, axis=2)
         # The gradient of a function of the squared distance is its derivative times this.
         self._twice_offsets = 2 * offsets
-        tables, table_of_shell = shells.tables
-        self._tables = tables
-        position = np.log1p(squared_distances / _INNERMOST**2) / _SPACING
-        third = np.clip(position.astype(int), 2, tables.shape[2] - 4)
-        weights = _interpolation_weights(position - third)
-        self._knots = table_of_shell, shells.atoms, third - 2, weights, self._twice_offsets
+        self._tables, table_of_shell = shells.tables
+        firsts = np.empty(offsets.shape[:2], dtype=np.int64)
+        self._weights = np.empty((3, *offsets.shape[:2], 6))
+        last = self._tables.shape[2] // 3 - 2
+        fill_weights(offsets, _FROM_ENDS, last, firsts, self._weights)
+        self._knots = table_of_shell, shells.atoms, firsts, self._twice_offsets
+        self._orbitals = shells.harmonic_of_orbital, shells.shell_of_orbital
 
     def apply(
         self, coefficients: Float[np.ndarray, "ao grid"]
-    ) -> Float[np.ndarray, "grid component smoothing"]:
+    ) -> Float[np.ndarray, "grid component kernel"]:
         """Fields of coefficients."""
-        starts = np.flatnonzero(np.diff(self.shells.shell_of_orbital, prepend=-1))
-        harmonics = self.harmonics[: self.shells.num_components]
-        moments = np.add.reduceat(harmonics * coefficients, starts, axis=1)
-        moments = np.ascontiguousarray(moments.transpose(2, 1, 0))
-        shape = moments.shape[0], self.shells.num_components, self.shells.num_smoothings
-        fields = np.zeros(shape)
-        add_fields(self._radial(0), *self._knots, moments, fields)
+        shells, points = self.shells, coefficients.shape[1]
+        moments = np.zeros((max(shells.parts), len(shells.shells), points))
+        add_moments(*self._orbitals, self.harmonics, np.ascontiguousarray(coefficients), moments)
+        fields = np.zeros((points, sum(shells.parts), shells.kernels.shape[1]))
+        for tables, components in self._parts():
+            add_fields(tables, *self._knots, self._weights, moments, fields, components)
         return fields
 
     def transpose(
-        self, fields: Float[np.ndarray, "grid component smoothing"]
+        self, fields: Float[np.ndarray, "grid component kernel"]
     ) -> Float[np.ndarray, "derivative ao grid"]:
         """Derivative by the coefficients from that by the fields.
 
         Behind it, if the shells are ``moving``, its gradient where points move and fields do not.
         """
         own = self._moments(fields, 0)
-        harmonics = self.harmonics[: len(own)]
-        transpose = np.sum(harmonics * own, axis=0)
+        transpose = np.zeros((4 if self.shells.moving else 1, len(self._orbitals[0]), len(fields)))
+        add_harmonics(*self._orbitals, self.harmonics, own, transpose[0])
         if not self.shells.moving:
-            return transpose[None]
+            return transpose
         by_square = self._moments(fields, 1)
-        radial = np.sum(harmonics * by_square, axis=0)
+        radial = np.zeros_like(transpose[0])
+        add_harmonics(*self._orbitals, self.harmonics, by_square, radial)
         atoms = self.shells.atoms[self.shells.shell_of_orbital]
-        gradient = self._twice_offsets.transpose(2, 1, 0)[:, atoms] * radial
+        transpose[1:] = self._twice_offsets.transpose(2, 1, 0)[:, atoms] * radial
         for x in range(3):
-            of_harmonics = self.harmonics[[row[x] for row in GRADIENT_COMPONENTS[: len(own)]]]
-            gradient[x] += np.sum(of_harmonics * own, axis=0)
-            if self.shells.with_gradient:
+            gradients = self.harmonics[[row[x] for row in GRADIENT_COMPONENTS[: len(own)]]]
+            add_harmonics(*self._orbitals, gradients, own, transpose[1 + x])
+            if len(own) == 4:
                 # Of the offset, in the gradient of a function of the squared distance.
-                gradient[x] += 2 * harmonics[0] * by_square[1 + x]
-        return np.concatenate([transpose[None], gradient])
+                twice = 2 * by_square[[1 + x]]
+                add_harmonics(*self._orbitals, self.harmonics, twice, transpose[1 + x])
+        return transpose
 
     def _moments(
-        self, fields: Float[np.ndarray, "grid component smoothing"], kind: int
-    ) -> Float[np.ndarray, "component ao grid"]:
-        """What the harmonics of each orbital are multiplied with in the transpose."""
-        moments = np.empty((len(fields), len(self.shells.shells), self.shells.num_components))
-        fill_moments(self._radial(kind), *self._knots, np.ascontiguousarray(fields), moments)
-        return moments.transpose(2, 1, 0)[:, self.shells.shell_of_orbital]
+        self, fields: Float[np.ndarray, "grid component kernel"], order: int
+    ) -> Float[np.ndarray, "factor shell grid"]:
+        """What the harmonics of each shell are multiplied with in the transpose.
 
-    def _radial(self, kind: int) -> Float[np.ndarray, "kind table knot smoothing"]:
-        """The tables of the radial functions, or of some derivative, as if these were those."""
-        return self._tables[kind : kind + 1 + self.shells.with_gradient]
+        Or the same with radial functions differentiated by the squared distance.
+        """
+        moments = np.zeros((max(self.shells.parts), len(self.shells.shells), len(fields)))
+        fields = np.ascontiguousarray(fields)
+        for tables, components in self._parts():
+            add_transposed(tables, *self._knots, self._weights[order:], fields, moments, components)
+        return moments
 
-
-def _interpolation_weights(
-    offset: Float[np.ndarray, "grid atom"],
-) -> Float[np.ndarray, "grid atom neighbour"]:
-    """Lagrange's, at offsets from the third of six knots, in units of their distance."""
-    differences = offset[..., None] - _NEIGHBOURS
-    weights = np.empty_like(differences)
-    for i, knot in enumerate(_NEIGHBOURS):
-        others = np.delete(np.arange(len(_NEIGHBOURS)), i)
-        weights[..., i] = np.prod(differences[..., others] / (knot - _NEIGHBOURS[others]), axis=-1)
-    return weights
+    def _parts(self) -> Iterator[tuple[Float[np.ndarray, "table row kernel"], tuple[int, int]]]:
+        """Tables of each part, and which components of the fields belong to it."""
+        ends = itertools.accumulate(self.shells.parts, initial=0)
+        return zip(self._tables, itertools.pairwise(ends), strict=True)
 
 
 @compiled
 @no_type_check
-def between_knots(
-    table: Float[np.ndarray, "knot smoothing"],
-    first: int,
-    weights: Float[np.ndarray, " neighbour"],
-    values: Float[np.ndarray, " smoothing"],
+def fill_weights(
+    offsets: Float[np.ndarray, "grid atom xyz"],
+    ends: Float[np.ndarray, "power row"],
+    last: int,
+    firsts: Int[np.ndarray, "grid atom"],
+    weights: Float[np.ndarray, "order grid atom row"],
 ) -> None:
-    """Write the entries of six knots of a table, times their weights."""
-    w0, w1, w2 = weights[0], weights[1], weights[2]
-    w3, w4, w5 = weights[3], weights[4], weights[5]
-    for k in range(len(values)):
-        values[k] = (
-            w0 * table[first, k]
-            + w1 * table[first + 1, k]
-            + w2 * table[first + 2, k]
-            + w3 * table[first + 3, k]
-            + w4 * table[first + 4, k]
-            + w5 * table[first + 5, k]
-        )
+    """Of the rows of two knots around each point, of which ``firsts`` are the first.
+
+    In the radial functions, and in their derivatives by the squared distance.
+    """
+    for point in range(offsets.shape[0]):
+        for atom in range(offsets.shape[1]):
+            square = 0.0
+            for x in range(3):
+                square += offsets[point, atom, x] ** 2
+            position = np.log1p(square / _INNERMOST**2) / _SPACING
+            knot = min(int(position), last)
+            firsts[point, atom] = 3 * knot
+            t = position - knot
+            # Of the position, by the squared distance; its own is -_SPACING times its square.
+            by_square = 1 / (_SPACING * (square + _INNERMOST**2))
+            for row in range(6):
+                c0, c1, c2 = ends[0, row], ends[1, row], ends[2, row]
+                c3, c4, c5 = ends[3, row], ends[4, row], ends[5, row]
+                value = c0 + t * (c1 + t * (c2 + t * (c3 + t * (c4 + t * c5))))
+                slope = c1 + t * (2 * c2 + t * (3 * c3 + t * (4 * c4 + t * 5 * c5)))
+                bend = 2 * c2 + t * (6 * c3 + t * (12 * c4 + t * 20 * c5))
+                weights[0, point, atom, row] = value
+                weights[1, point, atom, row] = slope * by_square
+                weights[2, point, atom, row] = (bend - _SPACING * slope) * by_square**2
+
+
+@compiled
+@no_type_check
+def add_moments(
+    harmonic_of_orbital: Int[np.ndarray, " ao"],
+    shell_of_orbital: Int[np.ndarray, " ao"],
+    harmonics: Float[np.ndarray, "any harmonic grid"],
+    coefficients: Float[np.ndarray, "ao grid"],
+    moments: Float[np.ndarray, "factor shell grid"],
+) -> None:
+    """Add coefficients of orbitals times harmonics to what each shell has."""
+    for orbital in range(len(coefficients)):
+        harmonic, shell = harmonic_of_orbital[orbital], shell_of_orbital[orbital]
+        for factor in range(len(moments)):
+            for point in range(coefficients.shape[1]):
+                moments[factor, shell, point] += (
+                    harmonics[factor, harmonic, point] * coefficients[orbital, point]
+                )
+
+
+@compiled
+@no_type_check
+def add_harmonics(
+    harmonic_of_orbital: Int[np.ndarray, " ao"],
+    shell_of_orbital: Int[np.ndarray, " ao"],
+    harmonics: Float[np.ndarray, "any harmonic grid"],
+    moments: Float[np.ndarray, "factor shell grid"],
+    coefficients: Float[np.ndarray, "ao grid"],
+) -> None:
+    """The transpose of ``add_moments``."""
+    for orbital in range(len(coefficients)):
+        harmonic, shell = harmonic_of_orbital[orbital], shell_of_orbital[orbital]
+        for factor in range(len(moments)):
+            for point in range(coefficients.shape[1]):
+                coefficients[orbital, point] += (
+                    harmonics[factor, harmonic, point] * moments[factor, shell, point]
+                )
 
 
 @compiled
 @no_type_check
 def add_fields(
-    tables: Float[np.ndarray, "kind table knot smoothing"],
+    tables: Float[np.ndarray, "table row kernel"],
     table_of_shell: Int[np.ndarray, " shell"],
     atoms: Int[np.ndarray, " shell"],
-    knots: Int[np.ndarray, "grid atom"],
-    weights: Float[np.ndarray, "grid atom neighbour"],
+    firsts: Int[np.ndarray, "grid atom"],
     twice_offsets: Float[np.ndarray, "grid atom xyz"],
-    moments: Float[np.ndarray, "grid shell component"],
-    fields: Float[np.ndarray, "grid component smoothing"],
+    weights: Float[np.ndarray, "order grid atom row"],
+    moments: Float[np.ndarray, "factor shell grid"],
+    fields: Float[np.ndarray, "grid component kernel"],
+    components: tuple[int, int],
 ) -> None:
     """Add radial functions times moments of the harmonics, and the gradients of that."""
-    values, derivatives = np.empty(fields.shape[2]), np.empty(fields.shape[2])
-    for shell in range(len(atoms)):
-        atom, table = atoms[shell], table_of_shell[shell]
-        for point in range(len(fields)):
-            first, w = knots[point, atom], weights[point, atom]
-            moment = moments[point, shell]
-            between_knots(tables[0, table], first, w, values)
-            for k in range(len(values)):
-                fields[point, 0, k] += moment[0] * values[k]
-            if fields.shape[1] == 1:
+    start, stop = components
+    for point in range(len(fields)):
+        own = fields[point]
+        for shell in range(len(atoms)):
+            atom = atoms[shell]
+            first = firsts[point, atom]
+            rows = tables[table_of_shell[shell], first : first + 6]
+            w, moment = weights[0, point, atom], moments[0, shell, point]
+            if stop == start + 1:
+                w0, w1, w2 = moment * w[0], moment * w[1], moment * w[2]
+                w3, w4, w5 = moment * w[3], moment * w[4], moment * w[5]
+                for k in range(own.shape[1]):
+                    own[start, k] += (
+                        w0 * rows[0, k]
+                        + w1 * rows[1, k]
+                        + w2 * rows[2, k]
+                        + w3 * rows[3, k]
+                        + w4 * rows[4, k]
+                        + w5 * rows[5, k]
+                    )
                 continue
-            between_knots(tables[1, table], first, w, derivatives)
-            x, y, z = moment[1], moment[2], moment[3]
-            along_x = twice_offsets[point, atom, 0] * moment[0]
-            along_y = twice_offsets[point, atom, 1] * moment[0]
-            along_z = twice_offsets[point, atom, 2] * moment[0]
-            for k in range(len(values)):
-                fields[point, 1, k] += x * values[k] + along_x * derivatives[k]
-                fields[point, 2, k] += y * values[k] + along_y * derivatives[k]
-                fields[point, 3, k] += z * values[k] + along_z * derivatives[k]
+            w0, w1, w2, w3, w4, w5 = w[0], w[1], w[2], w[3], w[4], w[5]
+            d = weights[1, point, atom]
+            d0, d1, d2, d3, d4, d5 = d[0], d[1], d[2], d[3], d[4], d[5]
+            x, y, z = moments[1, shell, point], moments[2, shell, point], moments[3, shell, point]
+            along_x = twice_offsets[point, atom, 0] * moment
+            along_y = twice_offsets[point, atom, 1] * moment
+            along_z = twice_offsets[point, atom, 2] * moment
+            for k in range(own.shape[1]):
+                r0, r1, r2 = rows[0, k], rows[1, k], rows[2, k]
+                r3, r4, r5 = rows[3, k], rows[4, k], rows[5, k]
+                value = w0 * r0 + w1 * r1 + w2 * r2 + w3 * r3 + w4 * r4 + w5 * r5
+                derivative = d0 * r0 + d1 * r1 + d2 * r2 + d3 * r3 + d4 * r4 + d5 * r5
+                own[start, k] += moment * value
+                own[start + 1, k] += x * value + along_x * derivative
+                own[start + 2, k] += y * value + along_y * derivative
+                own[start + 3, k] += z * value + along_z * derivative
 
 
 @partial(compiled, reorder_sums=True)
 @no_type_check
-def fill_moments(
-    tables: Float[np.ndarray, "kind table knot smoothing"],
+def add_transposed(
+    tables: Float[np.ndarray, "table row kernel"],
     table_of_shell: Int[np.ndarray, " shell"],
     atoms: Int[np.ndarray, " shell"],
-    knots: Int[np.ndarray, "grid atom"],
-    weights: Float[np.ndarray, "grid atom neighbour"],
+    firsts: Int[np.ndarray, "grid atom"],
     twice_offsets: Float[np.ndarray, "grid atom xyz"],
-    fields: Float[np.ndarray, "grid component smoothing"],
-    moments: Float[np.ndarray, "grid shell component"],
+    weights: Float[np.ndarray, "order grid atom row"],
+    fields: Float[np.ndarray, "grid component kernel"],
+    moments: Float[np.ndarray, "factor shell grid"],
+    components: tuple[int, int],
 ) -> None:
     """The transpose of ``add_fields``."""
-    values, derivatives = np.empty(fields.shape[2]), np.empty(fields.shape[2])
-    for shell in range(len(atoms)):
-        atom, table = atoms[shell], table_of_shell[shell]
-        for point in range(len(fields)):
-            first, w = knots[point, atom], weights[point, atom]
-            between_knots(tables[0, table], first, w, values)
+    start, stop = components
+    for point in range(len(fields)):
+        own = fields[point]
+        for shell in range(len(atoms)):
+            atom = atoms[shell]
+            first = firsts[point, atom]
+            rows = tables[table_of_shell[shell], first : first + 6]
+            w = weights[0, point, atom]
+            w0, w1, w2, w3, w4, w5 = w[0], w[1], w[2], w[3], w[4], w[5]
             total = 0.0
-            for k in range(len(values)):
-                total += fields[point, 0, k] * values[k]
-            if fields.shape[1] > 1:
-                between_knots(tables[1, table], first, w, derivatives)
-                for x in range(3):
-                    of_gradient, along = 0.0, 0.0
-                    for k in range(len(values)):
-                        of_gradient += fields[point, 1 + x, k] * values[k]
-                        along += fields[point, 1 + x, k] * derivatives[k]
-                    moments[point, shell, 1 + x] = of_gradient
-                    total += twice_offsets[point, atom, x] * along
-            moments[point, shell, 0] = total
+            if stop == start + 1:
+                for k in range(own.shape[1]):
+                    value = (
+                        w0 * rows[0, k]
+                        + w1 * rows[1, k]
+                        + w2 * rows[2, k]
+                        + w3 * rows[3, k]
+                        + w4 * rows[4, k]
+                        + w5 * rows[5, k]
+                    )
+                    total += value * own[start, k]
+                moments[0, shell, point] += total
+                continue
+            d = weights[1, point, atom]
+            d0, d1, d2, d3, d4, d5 = d[0], d[1], d[2], d[3], d[4], d[5]
+            x, y, z, along_x, along_y, along_z = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+            for k in range(own.shape[1]):
+                r0, r1, r2 = rows[0, k], rows[1, k], rows[2, k]
+                r3, r4, r5 = rows[3, k], rows[4, k], rows[5, k]
+                value = w0 * r0 + w1 * r1 + w2 * r2 + w3 * r3 + w4 * r4 + w5 * r5
+                derivative = d0 * r0 + d1 * r1 + d2 * r2 + d3 * r3 + d4 * r4 + d5 * r5
+                total += value * own[start, k]
+                x += value * own[start + 1, k]
+                y += value * own[start + 2, k]
+                z += value * own[start + 3, k]
+                along_x += derivative * own[start + 1, k]
+                along_y += derivative * own[start + 2, k]
+                along_z += derivative * own[start + 3, k]
+            total += twice_offsets[point, atom, 0] * along_x
+            total += twice_offsets[point, atom, 1] * along_y
+            total += twice_offsets[point, atom, 2] * along_z
+            moments[0, shell, point] += total
+            moments[1, shell, point] += x
+            moments[2, shell, point] += y
+            moments[3, shell, point] += z

@@ -11,22 +11,19 @@ points at a time; of the fields, all that is kept are the features, quadratic fo
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 from pyscf import lib
 from pyscf.dft import numint
-from pyscf.gto import ANG_OF, ATOM_OF, NCTR_OF, NPRIM_OF, PTR_COEFF, PTR_EXP
+from pyscf.gto import ANG_OF, ATOM_OF, BAS_SLOTS, NCTR_OF, NPRIM_OF, PTR_COEFF, PTR_EXP
 
-from cider.conventions import AnyArray, float64
 from cider.features.sdmx import Sdmx
 from cider.features.smoothed_orbitals import Shell, SmoothedOrbitals, SmoothedShells
 from cider.features.threads import thread_pool
 from cider.plugins.pyscf.atomic_orbitals import ao_blocks
 from cider.plugins.pyscf.density_matrices import eigenvectors
 
-POINTS_TOGETHER = 128
+POINTS_TOGETHER = 512
 """Points whose smoothed orbitals are there at the same time, in each thread."""
 
 
@@ -42,11 +39,10 @@ def sdmx_features(
     shells = smoothed_shells(mol, sdmx)
     for block in _blocks(mol, grids, dms, max_memory):
 
-        def fill(part: _Part, smoothed: SmoothedOrbitals, block: _Block = block) -> None:
+        def fill(part: slice, smoothed: SmoothedOrbitals, block: _Block = block) -> None:
             for index, coefficients in block.coefficients.items():
-                values = _features(sdmx, smoothed.apply(coefficients[:, part.all]))
-                target = features[index][:, block.points]
-                target[:, part.own] = np.asarray(values)[:, : part.size]
+                values = sdmx.features(smoothed.apply(coefficients[:, part]))
+                features[index][:, block.points][:, part] = values
 
         _for_parts(fill, mol, grids, shells, block)
     return features
@@ -141,14 +137,14 @@ def smoothed_shells(mol: Any, sdmx: Sdmx, moving: bool = False) -> SmoothedShell
         coefficients = mol._env[row[PTR_COEFF] :][: primitives * contractions]
         for own in coefficients.reshape(contractions, primitives):
             shells.append(Shell(int(atom), int(l), exponents, own))
-    return SmoothedShells(shells, sdmx.exponents, sdmx.needs_gradient, sdmx.needs_slope, moving)
+    return SmoothedShells(shells, sdmx.exponents, sdmx.kernels, sdmx.parts, moving)
 
 
 def smoothed_orbitals(
     mol: Any, shells: SmoothedShells, coords: Float[np.ndarray, "grid xyz"]
 ) -> SmoothedOrbitals:
     """The smoothed orbitals of a molecule at some points (bohr)."""
-    harmonics = numint.eval_ao(_solid_harmonics(mol), coords, deriv=shells.order)
+    harmonics = numint.eval_ao(_solid_harmonics(mol, shells), coords, deriv=shells.order)
     by_component = harmonics.reshape(-1, len(coords), harmonics.shape[-1])
     offsets = coords[:, None] - mol.atom_coords()
     return SmoothedOrbitals(shells, by_component.transpose(0, 2, 1), offsets)
@@ -164,17 +160,6 @@ class _Block(NamedTuple):
     active: Int[np.ndarray, " active"]
     ao: Float[np.ndarray, "component active grid"]
     coefficients: dict[tuple[int, ...], Float[np.ndarray, "ao grid"]]
-
-
-class _Part(NamedTuple):
-    """Points of a block that go together; ``all`` are of one number, the last one repeated."""
-
-    all: Int[np.ndarray, " some"]
-    size: int
-
-    @property
-    def own(self) -> slice:
-        return slice(int(self.all[0]), int(self.all[0]) + self.size)
 
 
 def _blocks(
@@ -212,64 +197,47 @@ def _transposes(
         by_coefficients = {index: np.empty(shape) for index in block.coefficients}
 
         def fill(
-            part: _Part,
+            part: slice,
             smoothed: SmoothedOrbitals,
             block: _Block = block,
             by_coefficients: dict[Any, np.ndarray] = by_coefficients,
         ) -> None:
             for index, coefficients in block.coefficients.items():
-                fields = smoothed.apply(coefficients[:, part.all])
-                by_own = by_features[index][:, block.points][:, part.all]
-                by_fields = np.asarray(_derivative_by_fields(sdmx, fields, by_own))
-                values = smoothed.transpose(by_fields)
-                by_coefficients[index][..., part.own] = values[..., : part.size]
+                fields = smoothed.apply(coefficients[:, part])
+                by_own = by_features[index][:, block.points][:, part]
+                values = smoothed.transpose(sdmx.derivative_by_fields(fields, by_own))
+                by_coefficients[index][..., part] = values
 
         _for_parts(fill, mol, grids, shells, block)
         yield block, by_coefficients
 
 
 def _for_parts(
-    function: Callable[[_Part, SmoothedOrbitals], None],
+    function: Callable[[slice, SmoothedOrbitals], None],
     mol: Any,
     grids: Any,
     shells: SmoothedShells,
     block: _Block,
 ) -> None:
     """Call a function with parts of a block and the smoothed orbitals there, in threads."""
-    coords, size = grids.coords[block.points], block.ao.shape[2]
+    coords = grids.coords[block.points]
 
-    @float64
     def run(start: int) -> None:
-        index = np.minimum(np.arange(start, start + POINTS_TOGETHER), size - 1)
+        part = slice(start, min(start + POINTS_TOGETHER, len(coords)))
         with lib.with_omp_threads(1):
-            smoothed = smoothed_orbitals(mol, shells, coords[index])
-        function(_Part(index, min(POINTS_TOGETHER, size - start)), smoothed)
+            smoothed = smoothed_orbitals(mol, shells, coords[part])
+        function(part, smoothed)
 
     with thread_pool() as pool:
-        list(pool.map(run, range(0, size, POINTS_TOGETHER)))
+        list(pool.map(run, range(0, len(coords), POINTS_TOGETHER)))
 
 
-def _solid_harmonics(mol: Any) -> Any:
+def _solid_harmonics(mol: Any, shells: SmoothedShells) -> Any:
     """A molecule whose orbitals are solid harmonics: PySCF's Gaussians of exponent zero."""
     harmonics = mol.copy(deep=False)
-    rows = np.repeat(mol._bas, mol._bas[:, NCTR_OF], axis=0)
+    rows = np.zeros((len(shells.harmonics), BAS_SLOTS), dtype=np.int32)
+    rows[:, [ATOM_OF, ANG_OF]] = shells.harmonics
     rows[:, [NPRIM_OF, NCTR_OF]] = 1
     rows[:, PTR_EXP], rows[:, PTR_COEFF] = len(mol._env), len(mol._env) + 1
     harmonics._bas, harmonics._env = rows, np.append(mol._env, [0.0, 1.0])
     return harmonics
-
-
-@eqx.filter_jit
-def _features(
-    sdmx: Sdmx, fields: Float[AnyArray, "grid component smoothing"]
-) -> Float[Array, "feature grid"]:
-    return sdmx.features(fields)
-
-
-@eqx.filter_jit
-def _derivative_by_fields(
-    sdmx: Sdmx,
-    fields: Float[AnyArray, "grid component smoothing"],
-    by_features: Float[AnyArray, "feature grid"],
-) -> Float[Array, "grid component smoothing"]:
-    return jax.vjp(sdmx.features, fields)[1](by_features)[0]
