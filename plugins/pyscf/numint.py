@@ -25,6 +25,7 @@ from cider.plugins.pyscf.libxc import (
 )
 from cider.plugins.pyscf.response import XCKernel
 from cider.plugins.pyscf.smoothed_density_matrix import (
+    Fields,
     sdmx_changes,
     sdmx_features,
     sdmx_potential_matrices,
@@ -35,6 +36,15 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
     """PySCF's integration on the grids of molecules, also of a ``CiderFunctional``."""
 
     _matrix_ndim = 2
+    _kept: Fields | None = None
+    """Of the density matrices that are integrated, meanwhile."""
+
+    def _integrate(self, *arguments: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self._kept = {}
+        try:
+            return super()._integrate(*arguments)
+        finally:
+            self._kept = None
 
     def potential_and_grid_derivative(
         self,
@@ -82,7 +92,7 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         if sdmx is None:
             return rho
         matrices = checked_matrices(mol, dms)
-        features = sdmx_features(mol, grids, sdmx, matrices, settings.max_memory)
+        features = sdmx_features(mol, grids, sdmx, matrices, settings.max_memory, self._kept)
         return np.concatenate([rho, features], axis=2)
 
     def _matrices_at(
@@ -144,7 +154,7 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
             return vmat
         for matrices, by_features in products:
             vmat += sdmx_potential_matrices(
-                mol, grids, sdmx, matrices, by_features, settings.max_memory
+                mol, grids, sdmx, matrices, by_features, settings.max_memory, self._kept
             )
         return vmat
 

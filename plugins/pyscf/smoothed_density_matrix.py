@@ -5,9 +5,11 @@ r"""The smoothed density matrix on PySCF's grids: the linear map S of the design
           = \sum_{ij} \gamma_{ij}\, \phi_i(\mathbf r)\, \tilde\phi_j(\beta; \mathbf r)
 
 The smoothed orbitals, many more numbers than the fields that come of them, live for some hundred
-points at a time; of the fields, all that is kept are the features, quadratic forms of them.
+points at a time. The fields stay from the features, which are quadratic forms of them, to the
+potential, if there is room for them.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -26,6 +28,9 @@ from cider.plugins.pyscf.density_matrices import eigenvectors
 POINTS_TOGETHER = 512
 """Points whose smoothed orbitals are there at the same time, in each thread."""
 
+Fields = dict[tuple[int, ...], Float[np.ndarray, "grid component kernel"]]
+"""Of density matrices, by spin and set."""
+
 
 def sdmx_features(
     mol: Any,
@@ -33,16 +38,25 @@ def sdmx_features(
     sdmx: Sdmx,
     dms: Float[np.ndarray, "spin set ao ao"],
     max_memory: float,
+    kept: Fields | None = None,
 ) -> Float[np.ndarray, "spin set feature grid"]:
-    """Features H of density matrices; raises as ``smoothed_shells``."""
+    """Features H of density matrices; raises as ``smoothed_shells``.
+
+    Their fields are ``kept``, if that is given and they take less than half of the memory (MB).
+    """
     features = np.zeros((*dms.shape[:2], len(sdmx.terms), len(grids.weights)))
     shells = smoothed_shells(mol, sdmx)
+    shape = len(grids.weights), sum(shells.parts), shells.kernels.shape[1]
+    if kept is not None and 8e-6 * math.prod(dms.shape[:2] + shape) < max_memory / 2:
+        kept.update((index, np.empty(shape)) for index in np.ndindex(dms.shape[:2]))
     for block in _blocks(mol, grids, dms, max_memory):
 
         def fill(part: slice, smoothed: SmoothedOrbitals, block: _Block = block) -> None:
             for index, coefficients in block.coefficients.items():
-                values = sdmx.features(smoothed.apply(coefficients[:, part]))
-                features[index][:, block.points][:, part] = values
+                fields = smoothed.apply(coefficients[:, part])
+                features[index][:, block.points][:, part] = sdmx.features(fields)
+                if kept:
+                    kept[index][block.points][part] = fields
 
         _for_parts(fill, mol, grids, shells, block)
     return features
@@ -55,10 +69,15 @@ def sdmx_potential_matrices(
     dms: Float[np.ndarray, "spin set ao ao"],
     by_features: Float[np.ndarray, "spin set feature grid"],
     max_memory: float,
+    kept: Fields | None = None,
 ) -> Float[np.ndarray, "spin set ao ao"]:
-    """Derivative of an energy by the density matrices, from that by their features."""
+    """Derivative of an energy by the density matrices, from that by their features.
+
+    It is faster where the fields of these are ``kept``.
+    """
     vmat = np.zeros_like(dms)
-    for block, by_coefficients in _transposes(mol, grids, sdmx, dms, by_features, max_memory):
+    given = mol, grids, sdmx, dms, by_features, max_memory
+    for block, by_coefficients in _transposes(*given, kept=kept):
         for index, (own,) in by_coefficients.items():
             vmat[index][block.active] += lib.ddot(block.ao[0], np.ascontiguousarray(own.T))
     return (vmat + vmat.swapaxes(-1, -2)) / 2
@@ -186,6 +205,7 @@ def _transposes(
     by_features: Float[np.ndarray, "spin set feature grid"],
     max_memory: float,
     moving: bool = False,
+    kept: Fields | None = None,
 ) -> Iterator[tuple[_Block, dict[tuple[int, ...], Float[np.ndarray, "derivative ao grid"]]]]:
     """Derivatives of an energy by the coefficients of each block, and their gradients.
 
@@ -203,7 +223,10 @@ def _transposes(
             by_coefficients: dict[Any, np.ndarray] = by_coefficients,
         ) -> None:
             for index, coefficients in block.coefficients.items():
-                fields = smoothed.apply(coefficients[:, part])
+                if kept:
+                    fields = kept[index][block.points][part]
+                else:
+                    fields = smoothed.apply(coefficients[:, part])
                 by_own = by_features[index][:, block.points][:, part]
                 values = smoothed.transpose(sdmx.derivative_by_fields(fields, by_own))
                 by_coefficients[index][..., part] = values
