@@ -21,6 +21,7 @@ Ref: Bystrom, Falletta, Kozinsky, J. Chem. Theory Comput. 20, 7516 (2024).
 
 import functools
 import math
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -43,17 +44,17 @@ _SECOND = 2**-1.5
 """Share of the second Gaussian in h, both of unit integral and before h is normalised."""
 
 
-class SdmxFamily(eqx.Module):
+class SdmxFamily(NamedTuple):
     r"""What one family makes of the density matrix.
 
     The integrand by ln R is :math:`R^{p - j}`, with p the ``power``, times a square that goes as
     :math:`R^{2q}` for small radii, q the ``onset``, and as :math:`R^{-10}` for large ones.
     """
 
-    of_gradient: bool = eqx.field(static=True)
-    of_slope: bool = eqx.field(static=True)
-    power: int = eqx.field(static=True)
-    onset: int = eqx.field(static=True)
+    of_gradient: bool
+    of_slope: bool
+    power: int
+    onset: int
 
 
 FAMILIES = {

@@ -10,9 +10,11 @@ from pyscf.pbc import gto as pbcgto
 from toy_functionals import toy_exchange, toy_nldf, toy_sdmx, toy_xc
 
 from cider import CiderFunctional
+from cider.features.convolution import DirectConvolution
 from cider.features.sdmx import Sdmx
 from cider.files import load_functional, save_functional
 from cider.plugins.ase import Cider
+from cider.plugins.pyscf import numint
 
 ALONE = CiderFunctional(
     toy_exchange("GGA", sdmx=toy_sdmx(), size=0.02), x_mix=0.25, semilocal="R2SCAN"
@@ -183,6 +185,19 @@ def slope(function, h):
     return (8 * once - twice) / (12 * h)
 
 
+def by_atoms(mf, dm, grid_response):
+    """Derivative of the exchange-correlation energy at a fixed density matrix."""
+    mol = mf.mol
+    gradients = mf.nuc_grad_method().set(grid_response=grid_response)
+    veff, coulomb = gradients.get_veff(mol, dm), gradients.get_j(mol, dm)
+    vxc = veff - (coulomb if dm.ndim == 2 else coulomb.sum(axis=0))
+    dms = dm.reshape(-1, mol.nao, mol.nao)
+    by_orbital = 2 * np.einsum("sxij,sij->ix", vxc.reshape(len(dms), 3, *dms.shape[1:]), dms)
+    slices = mol.aoslice_by_atom()[:, 2:]
+    by_atom = np.array([by_orbital[start:stop].sum(axis=0) for start, stop in slices])
+    return by_atom + veff.exc1_grid if grid_response else by_atom
+
+
 @pytest.mark.parametrize("grid_response", [False, True])
 @pytest.mark.parametrize(
     ("method", "name", "functional"),
@@ -195,32 +210,44 @@ def slope(function, h):
 def test_what_moves_at_a_fixed_density_matrix(method, name, functional, grid_response):
     """Orbitals with their atoms, and the grid with them or not."""
     mf = solver(method, name, WITH_ALL_FAMILIES[functional])
-    mol, grids = mf.mol, mf.grids.build(with_non0tab=True)
+    grids = mf.grids.build(with_non0tab=True)
     dm = np.asarray(mf.get_init_guess(key="minao"))
     if method is dft.UKS:
         dm *= np.array([1.1, 0.9])[:, None, None]
-    gradients = mf.nuc_grad_method().set(grid_response=grid_response)
-    veff, coulomb = gradients.get_veff(mol, dm), gradients.get_j(mol, dm)
-    vxc = veff - (coulomb if method is dft.RKS else coulomb.sum(axis=0))
-    shape = (-1, mol.nao, mol.nao)
-    by_orbital = 2 * np.einsum("sxij,sij->ix", vxc.reshape(-1, 3, *shape[1:]), dm.reshape(shape))
-    found = np.array(
-        [by_orbital[start:stop].sum(axis=0) for *_, start, stop in mol.aoslice_by_atom()]
-    )
-    if grid_response:
-        found += veff.exc1_grid
-        np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-11)
+    found = by_atoms(mf, dm, grid_response)
     direction = np.random.default_rng(2).normal(size=found.shape)
     integrate = mf._numint.nr_rks if method is dft.RKS else mf._numint.nr_uks
 
     def energy(step):
-        other = moved(mol, step, direction)
+        other = moved(mf.mol, step, direction)
         if grid_response:
             moving = prepared(method(other)).grids.build(with_non0tab=True)
             return integrate(other, moving, mf.xc, dm)[1]
         return integrate(other, grids, mf.xc, dm)[1]
 
     # Fourth order in the step, of 1e-8 here.
+    assert np.vdot(found, direction) == pytest.approx(slope(energy, 1e-3), rel=1e-7)
+    if grid_response:
+        np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-11)
+
+
+def test_what_moves_beside_nonlocal_density_features(monkeypatch):
+    """Whose convolution stays where it is, as does the grid."""
+    mf = solver(dft.RKS, "H2", FUNCTIONALS["beside nonlocal density features"])
+    mf.grids.atom_grid = (8, 26)
+    grids = mf.grids.build(with_non0tab=True)
+    ladders = toy_nldf().source_ladder, toy_nldf().target_ladder
+    where = np.asarray(grids.coords), np.asarray(grids.weights)
+    frozen = DirectConvolution(*where, *(ladder.exponents for ladder in ladders))
+    monkeypatch.setattr(numint, "becke_convolution", lambda *args: frozen)
+    dm = mf.get_init_guess(key="minao")
+    found = by_atoms(mf, dm, grid_response=False)
+    direction = np.random.default_rng(2).normal(size=found.shape)
+
+    def energy(step):
+        return mf._numint.nr_rks(moved(mf.mol, step, direction), grids, mf.xc, dm)[1]
+
+    # As above.
     assert np.vdot(found, direction) == pytest.approx(slope(energy, 1e-3), rel=1e-7)
 
 
