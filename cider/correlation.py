@@ -7,14 +7,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cider.additive_spline import AdditiveSpline
 from cider.conventions import DENSITY_CUTOFF
 from cider.density import Density
 from cider.descriptors import Descriptors
-from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import FractionTransform, InputTransform
+from cider.models import Model
 from cider.pbe_correlation import pbe_correlation
-from cider.radial_basis import RadialBasis
 
 CORRELATION_BASELINES: dict[
     str, Callable[[Float[Array, "2 grid"], Float[Array, " grid"]], Float[Array, " grid"]]
@@ -34,7 +32,7 @@ class CorrelationTerm(eqx.Module):
     baseline: str = eqx.field(static=True)
     density_scale: float = eqx.field(static=True)
     transform: InputTransform | FractionTransform
-    model: QuadraticGaussianProcess | AdditiveSpline | RadialBasis
+    model: Model
 
     def __check_init__(self) -> None:
         if self.baseline not in CORRELATION_BASELINES:

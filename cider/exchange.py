@@ -4,27 +4,25 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cider.additive_spline import AdditiveSpline
 from cider.baselines import BASELINES
 from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, float64
 from cider.density import Density
 from cider.descriptors import Descriptors, safe_ingredients
-from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import FractionTransform, InputTransform
-from cider.radial_basis import RadialBasis
+from cider.models import Model
 
 
 class ExchangeTerm(eqx.Module):
     r"""Exchange energy :math:`E_x = \int e_x^{LDA} (F_{base} + g(x))\, d^3r`.
 
     The energy obeys spin scaling and (within the bounds of the length scales) uniform scaling by
-    construction. A ``QuadraticGaussianProcess`` vanishes in the uniform gas; what another model
-    leaves there is in ``uniform_gas_correction``.
+    construction. Gaussian processes and networks of ours vanish in the uniform gas; what another
+    model leaves there is in ``uniform_gas_correction``.
     """
 
     baseline: str = eqx.field(static=True)
     transform: InputTransform | FractionTransform
-    model: QuadraticGaussianProcess | AdditiveSpline | RadialBasis
+    model: Model
 
     def __check_init__(self) -> None:
         if self.baseline not in BASELINES:

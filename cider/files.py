@@ -29,6 +29,7 @@ import h5py
 import numpy as np
 
 from cider.learned_functional import LearnedFunctional
+from cider.models import KINDS
 from cider.schema import Arrays, Header, arrays_of, build, specification_of
 
 FORMAT = "cider-functional"
@@ -156,8 +157,8 @@ def _build(path: Path, specification: Header, arrays: Arrays) -> LearnedFunction
     except (KeyError, TypeError, AttributeError) as error:
         raise FunctionalFileError(
             f"{path}: the specification of the functional is incomplete or of another kind "
-            f"({error!r}); this version of cider reads exchange and correlation with a quadratic "
-            "Gaussian process, an additive spline or a radial basis"
+            f"({error!r}); this version of cider reads exchange and correlation with models of the "
+            f"kinds {', '.join(KINDS)}"
         ) from None
     except ValueError as error:
         raise FunctionalFileError(f"{path}: {error}") from None

@@ -11,37 +11,30 @@ Arrays of float64 of each energy term, by kind of transform and of model::
     transform/scales
     transform/offsets
 
-    model/quadratic_form        QuadraticGaussianProcess
-    model/anchor
-
-    model/constant              AdditiveSpline
-    model/coefficients_0        one array for each term
-    ...
-
-    model/control_points        RadialBasis
-    model/weights
-    model/exponents
+    model/...                   as ``models`` names them
 """
 
-from typing import Any
 
 import jax
 import numpy as np
 
-from cider.additive_spline import AdditiveSpline, UniformKnots, spline_shapes
 from cider.correlation import CorrelationTerm
 from cider.descriptors import Descriptors
 from cider.exchange import ExchangeTerm
 from cider.features.nldf import Nldf, NldfExponent
 from cider.features.sdmx import LARGEST_RADIUS, NUM_RADII, Sdmx
-from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import FractionTransform, InputTransform, quadratic_monomials
 from cider.learned_functional import LearnedFunctional
-from cider.radial_basis import RadialBasis
-
-Header = dict[str, Any]
-Arrays = dict[str, np.ndarray]
-Shapes = dict[str, tuple[int, ...]]
+from cider.models import (
+    Arrays,
+    Header,
+    Shapes,
+    build_model,
+    integers,
+    model_shapes,
+    model_specification,
+    named_arrays,
+)
 
 
 def specification_of(functional: LearnedFunctional) -> Header:
@@ -59,9 +52,10 @@ def specification_of(functional: LearnedFunctional) -> Header:
 def arrays_of(functional: LearnedFunctional) -> Arrays:
     """The arrays of a functional by their names in a file."""
     return {
-        f"terms/{index}/{name}": np.asarray(values, dtype=np.float64)
+        f"terms/{index}/{part}/{name}": np.asarray(values, dtype=np.float64)
         for index, term in enumerate(functional.terms)
-        for name, values in (_transform_arrays(term.transform) | _model_arrays(term.model)).items()
+        for part, module in (("transform", term.transform), ("model", term.model))
+        for name, values in named_arrays(module).items()
     }
 
 
@@ -105,7 +99,7 @@ def _term_specification(term: ExchangeTerm | CorrelationTerm) -> Header:
         **own,
         "baseline": term.baseline,
         "transform": _transform_specification(term.transform),
-        "model": _model_specification(term.model),
+        "model": model_specification(term.model),
     }
 
 
@@ -113,14 +107,17 @@ def _term_shapes(specification: Header, descriptors: Descriptors) -> Shapes:
     inputs = sum(len(values) for values in descriptors.ueg)
     if specification["kind"] == _CORRELATION:
         inputs += 1  # the density itself
-    transform, model = specification["transform"], specification["model"]
-    return _transform_shapes(transform, descriptors) | _model_shapes(model, inputs)
+    shapes = {
+        "transform": _transform_shapes(specification["transform"], descriptors),
+        "model": model_shapes(specification["model"], inputs),
+    }
+    return {f"{part}/{name}": shape for part in shapes for name, shape in shapes[part].items()}
 
 
 def _build_term(specification: Header, arrays: Arrays) -> ExchangeTerm | CorrelationTerm:
     baseline = specification["baseline"]
-    transform = _build_transform(specification["transform"], arrays)
-    model = _build_model(specification["model"], arrays)
+    transform = _build_transform(specification["transform"], _without_prefix(arrays, "transform/"))
+    model = build_model(specification["model"], _without_prefix(arrays, "model/"))
     if specification["kind"] == _EXCHANGE:
         return ExchangeTerm(baseline, transform, model)
     if specification["kind"] != _CORRELATION:
@@ -188,124 +185,24 @@ def _transform_specification(transform: InputTransform | FractionTransform) -> H
     return {"squash_radius": InputTransform.SQUASH_RADIUS}
 
 
-def _transform_arrays(transform: InputTransform | FractionTransform) -> Arrays:
-    if isinstance(transform, FractionTransform):
-        return {
-            "transform/ratios": transform.ratios,
-            "transform/scales": transform.scales,
-            "transform/offsets": transform.offsets,
-        }
-    return {
-        "transform/semilocal_mean": transform.semilocal_mean,
-        "transform/semilocal_scale": transform.semilocal_scale,
-        "transform/regression": transform.regression,
-        "transform/whitening": transform.whitening,
-    }
-
-
 def _transform_shapes(specification: Header, descriptors: Descriptors) -> Shapes:
     semilocal, nonlocal_ = (len(values) for values in descriptors.ueg)
     if specification.get("kind") == _FRACTIONS:
         inputs = (semilocal + nonlocal_,)
-        return {f"transform/{name}": inputs for name in ("ratios", "scales", "offsets")}
+        return dict.fromkeys(("ratios", "scales", "offsets"), inputs)
     monomials = jax.eval_shape(quadratic_monomials, np.zeros((semilocal, 1))).shape[0]
     return {
-        "transform/semilocal_mean": (semilocal,),
-        "transform/semilocal_scale": (semilocal,),
-        "transform/regression": (monomials, nonlocal_),
-        "transform/whitening": (nonlocal_, nonlocal_),
+        "semilocal_mean": (semilocal,),
+        "semilocal_scale": (semilocal,),
+        "regression": (monomials, nonlocal_),
+        "whitening": (nonlocal_, nonlocal_),
     }
 
 
 def _build_transform(specification: Header, arrays: Arrays) -> InputTransform | FractionTransform:
-    own = _without_prefix(arrays, "transform/")
     if specification.get("kind") == _FRACTIONS:
-        return FractionTransform(powers=_integers(specification["powers"]), **own)
-    return InputTransform(**own)
-
-
-# Models.
-
-_SPLINE = "additive spline"
-_GAUSSIAN_PROCESS = "quadratic Gaussian process"
-_RADIAL_BASIS = "radial basis"
-
-Model = QuadraticGaussianProcess | AdditiveSpline | RadialBasis
-
-
-def _model_specification(model: Model) -> Header:
-    if isinstance(model, AdditiveSpline):
-        return {
-            "kind": _SPLINE,
-            "knots": [{"low": k.low, "high": k.high, "count": k.count} for k in model.knots],
-            "terms": [list(inputs) for inputs in model.terms],
-        }
-    if isinstance(model, RadialBasis):
-        return {"kind": _RADIAL_BASIS, "control_points": len(model.control_points)}
-    return {"kind": _GAUSSIAN_PROCESS, "degree": model.degree}
-
-
-def _model_arrays(model: Model) -> Arrays:
-    if isinstance(model, AdditiveSpline):
-        coefficients = {f"model/coefficients_{t}": c for t, c in enumerate(model.coefficients)}
-        return {"model/constant": model.constant, **coefficients}
-    if isinstance(model, RadialBasis):
-        return {
-            "model/control_points": model.control_points,
-            "model/weights": model.weights,
-            "model/exponents": model.exponents,
-        }
-    return {"model/quadratic_form": model.quadratic_form, "model/anchor": model.anchor}
-
-
-def _model_shapes(specification: Header, inputs: int) -> Shapes:
-    if specification["kind"] == _RADIAL_BASIS:
-        (count,) = _integers([specification["control_points"]])
-        return {
-            "model/control_points": (count, inputs),
-            "model/weights": (count,),
-            "model/exponents": (inputs,),
-        }
-    if specification["kind"] == _SPLINE:
-        knots, terms = _knots_and_terms(specification)
-        if len(knots) != inputs:
-            raise ValueError(f"knots of {len(knots)} inputs, but there are {inputs} of them")
-        shapes: Shapes = {"model/constant": ()}
-        for t, shape in enumerate(spline_shapes(knots, terms)):
-            shapes[f"model/coefficients_{t}"] = shape
-        return shapes
-    degree = specification["degree"]
-    if not isinstance(degree, int) or degree < 1:
-        raise TypeError(f"degree {degree!r}")
-    basis = 1 + inputs * degree
-    return {"model/quadratic_form": (basis, basis), "model/anchor": (inputs,)}
-
-
-def _build_model(specification: Header, arrays: Arrays) -> Model:
-    own = _without_prefix(arrays, "model/")
-    if specification["kind"] == _RADIAL_BASIS:
-        return RadialBasis(**own)
-    if specification["kind"] == _SPLINE:
-        knots, terms = _knots_and_terms(specification)
-        coefficients = tuple(own[f"coefficients_{t}"] for t in range(len(terms)))
-        return AdditiveSpline(knots, terms, coefficients, own["constant"])
-    return QuadraticGaussianProcess(degree=specification["degree"], **own)
-
-
-def _knots_and_terms(
-    specification: Header,
-) -> tuple[tuple[UniformKnots, ...], tuple[tuple[int, ...], ...]]:
-    knots = tuple(
-        UniformKnots(float(k["low"]), float(k["high"]), *_integers([k["count"]]))
-        for k in specification["knots"]
-    )
-    return knots, tuple(_integers(inputs) for inputs in specification["terms"])
-
-
-def _integers(values: Any) -> tuple[int, ...]:
-    if not all(type(value) is int for value in values):
-        raise TypeError(f"integers expected: {values!r}")
-    return tuple(values)
+        return FractionTransform(powers=integers(specification["powers"]), **arrays)
+    return InputTransform(**arrays)
 
 
 def _without_prefix(arrays: Arrays, prefix: str) -> Arrays:

@@ -10,7 +10,13 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from toy_functionals import toy_exchange, toy_nldf, toy_spline_exchange, toy_xc
+from toy_functionals import (
+    toy_exchange,
+    toy_network_exchange,
+    toy_nldf,
+    toy_spline_exchange,
+    toy_xc,
+)
 
 from cider import files
 from cider.features.nldf import NldfExponent
@@ -28,6 +34,7 @@ KINDS = {
     "mgga": lambda: toy_exchange("MGGA"),
     "nldf": lambda: toy_exchange("MGGA", toy_nldf()),
     "spline": lambda: toy_spline_exchange("MGGA", toy_nldf()),
+    "networks": lambda: toy_network_exchange("MGGA", toy_nldf()),
     "exchange and correlation": lambda: toy_xc(toy_nldf()),
 }
 
@@ -276,7 +283,7 @@ def test_missing_or_surplus_array(path: Path) -> None:
         lambda functional: functional["descriptors"]["nldf"]["exponents"][0].update(A=-1.0),
         lambda functional: functional["descriptors"]["nldf"]["exponents"][0].update(D=1.0),
         lambda functional: functional["descriptors"]["nldf"].update(version="k"),
-        lambda functional: functional["terms"][0]["model"].update(kind="neural network"),
+        lambda functional: functional["terms"][0]["model"].update(kind="decision tree"),
     ],
 )
 def test_other_specification(change, path: Path) -> None:
@@ -302,6 +309,27 @@ def test_other_specification(change, path: Path) -> None:
 def test_other_specification_of_a_spline(change, tmp_path: Path) -> None:
     save_functional(tmp_path / "f.h5", toy_spline_exchange("MGGA", toy_nldf()), {})
     _rewrite(tmp_path / "f.h5", lambda header: change(header["functional"]))
+    with pytest.raises(FunctionalFileError):
+        load_functional(tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.update(members=2),
+        lambda model: model.update(members=0),
+        lambda model: model.update(members=3.0),
+        lambda model: model.update(hidden=[5]),
+        lambda model: model.update(hidden=[]),
+        lambda model: model.update(hidden=[5, 4.0]),
+        lambda model: model.update(bound=-1.0),
+        lambda model: model.update(bound="1"),
+        lambda model: model.pop("bound"),
+    ],
+)
+def test_other_specification_of_networks(change, tmp_path: Path) -> None:
+    save_functional(tmp_path / "f.h5", toy_network_exchange(), {})
+    _rewrite(tmp_path / "f.h5", lambda header: change(header["functional"]["terms"][0]["model"]))
     with pytest.raises(FunctionalFileError):
         load_functional(tmp_path / "f.h5")
 

@@ -15,7 +15,13 @@ import pytest
 from molecules import molecule_density
 from pyscf import dft, gto
 from scipy.linalg import block_diag
-from toy_functionals import toy_exchange, toy_nldf, toy_spline_exchange, toy_xc
+from toy_functionals import (
+    toy_exchange,
+    toy_network_exchange,
+    toy_nldf,
+    toy_spline_exchange,
+    toy_xc,
+)
 
 from cider import CiderFunctional
 from cider.density import Density
@@ -32,6 +38,7 @@ TOYS = {
     "toy mgga": lambda: toy_exchange("MGGA"),
     "toy nldf": lambda: toy_exchange("MGGA", toy_nldf()),
     "toy spline": lambda: toy_spline_exchange("MGGA", toy_nldf()),
+    "toy networks": lambda: toy_network_exchange("MGGA", toy_nldf()),
 }
 XC = {"toy xc": lambda: toy_xc(), "toy nldf xc": lambda: toy_xc(toy_nldf())}
 EXCHANGE = pytest.mark.parametrize("name", [*TOYS, *SHIPPED])

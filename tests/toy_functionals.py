@@ -13,6 +13,7 @@ from cider.features.sdmx import Sdmx
 from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import FractionTransform, InputTransform
 from cider.learned_functional import LearnedFunctional
+from cider.neural_network import NeuralNetworkEnsemble, network_shapes
 from cider.radial_basis import RadialBasis
 
 
@@ -50,6 +51,28 @@ def toy_exchange(
         anchor = np.asarray(transform(*map(jnp.asarray, descriptors.ueg)))[:, 0]
     model = QuadraticGaussianProcess(half + half.T, anchor, degree)
     return LearnedFunctional(name, descriptors, (ExchangeTerm("GGA_X_PBE", transform, model),))
+
+
+def toy_networks(
+    anchor: np.ndarray, hidden: tuple[int, ...] = (5, 4), bound: float = 1.0, size: float = 1.0
+) -> NeuralNetworkEnsemble:
+    """Three networks whose weights are of the given size."""
+    random = np.random.default_rng(7)
+    shapes = network_shapes(3, (len(anchor), *hidden))
+    weights, biases = (
+        tuple(size * random.normal(size=shape) for shape in part)
+        for part in (shapes[: len(hidden)], shapes[len(hidden) :])
+    )
+    readout = size * random.normal(size=(3, hidden[-1]))
+    return NeuralNetworkEnsemble(weights, biases, readout, anchor, bound)
+
+
+def toy_network_exchange(level: str = "MGGA", nldf: Nldf | None = None) -> LearnedFunctional:
+    """The same descriptors and inputs as ``toy_exchange``, with neural networks."""
+    like = toy_exchange(level, nldf, name="toy networks")
+    model = toy_networks(like.terms[0].model.anchor, bound=0.2, size=0.4)
+    term = ExchangeTerm("GGA_X_PBE", like.terms[0].transform, model)
+    return LearnedFunctional(like.name, like.descriptors, (term,))
 
 
 def toy_spline_exchange(level: str = "MGGA", nldf: Nldf | None = None) -> LearnedFunctional:
