@@ -14,7 +14,6 @@ Arrays of float64 of each energy term, by kind of transform and of model::
     model/...                   as ``models`` names them
 """
 
-
 import jax
 import numpy as np
 

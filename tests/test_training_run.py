@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyscf import dft, gto
 
+from cider import CiderFunctional
 from cider.files import load_functional, load_posterior, read_header
 from cider.learned_functional import LearnedFunctional
+from cider.neural_network import NeuralNetworkEnsemble
 from cider.training.command_line import main
 
 RECIPE = """
@@ -146,3 +149,79 @@ def test_bad_recipes_are_one_line_and_code_2(recipe, tmp_path, capsys, text, mes
 def test_the_largest_error_bar_is_finite(output):
     posterior = load_posterior(output / "x-tiny.h5")
     assert all(np.isfinite(values).all() for values in posterior.values())
+
+
+NETWORK = """
+enhancement_points = 10
+semilocal_slope_sigma = 0.2
+
+[network]
+hidden = [5, 4]
+members = 2
+iterations = 15
+patience = 5
+"""
+
+
+@pytest.fixture(scope="module")
+def network_run(recipe, output, tmp_path_factory):
+    """Semilocal networks on the data of the other run; what writes them again elsewhere."""
+    path = recipe.with_name("network.toml")
+    semilocal = RECIPE.replace("nldf = [[1, 0, 0.03125]]\nsdmx", "#").replace("x-tiny", "x-network")
+    path.write_text(semilocal + NETWORK)
+    stores = ["--references", output / "references", "--descriptors", output / "descriptors"]
+
+    def run() -> Path:
+        folder = tmp_path_factory.mktemp("network")
+        assert main([str(path), *map(str, stores), "--output", str(folder)]) == 0
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def network_output(network_run) -> Path:
+    return network_run()
+
+
+def test_networks_instead_of_a_gaussian_process(network_output):
+    """The report compares both on equal data; the functional is the networks'."""
+    path = network_output / "x-network.h5"
+    model = load_functional(path).terms[0].model
+    assert isinstance(model, NeuralNetworkEnsemble) and model.readout.shape == (2, 4)
+    provenance = read_header(path)["provenance"]
+    assert provenance["recipe"]["network"]["hidden"] == [5, 4]
+    assert len(provenance["steps"]) == 2
+    # Of energies of 3 Ha; steeper networks than are ever trained moved by 0.1 mHa at most.
+    assert provenance["merging_error_mHa"] < 0.1
+    assert load_posterior(path).keys() == {"noise", "calibration"}
+    text = (network_output / "report" / "report.md").read_text()
+    assert "| Gaussian process | Gaussian process within 1σ | neural networks |" in text
+    assert "steps of the networks" in text
+
+
+def test_networks_are_deterministic(network_output, network_run):
+    first, second = (f / "x-network.h5" for f in (network_output, network_run()))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_networks_in_pyscf(network_output):
+    """A self-consistent run; its potential against finite differences of the energy."""
+    functional = CiderFunctional(network_output / "x-network.h5")
+    exchange = functional.learned
+    assert abs(exchange.terms[0].uniform_gas_correction(exchange.descriptors)) < 1e-14
+    mol = gto.M(atom="H 0 0 0; H 0 0 0.8", basis="def2-svp", verbose=0)
+    mf = dft.RKS(mol, xc=functional)
+    mf.grids.level = 0
+    mf.kernel()
+    assert mf.converged
+    dm, step = mf.make_rdm1(), 1e-4
+    change = np.random.default_rng(0).normal(size=dm.shape)
+    change = 0.1 * (change + change.T)
+    high, low = (
+        mf._numint.nr_rks(mol, mf.grids, mf.xc, dm + sign * step * change)[1] for sign in (1, -1)
+    )
+    _, _, potential = mf._numint.nr_rks(mol, mf.grids, mf.xc, dm)
+    # The error of central differences, of the order of step^2.
+    expected = (high - low) / (2 * step)
+    assert np.sum(potential * change) == pytest.approx(expected, rel=1e-6)

@@ -42,9 +42,10 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str = "recipe") ->
 
 
 def to_table(value: Any) -> Any:
-    """The JSON-ready table that :func:`from_table` reads back."""
+    """The JSON-ready table that :func:`from_table` reads back; as in TOML, None is no entry."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_table(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        entries = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {name: to_table(entry) for name, entry in entries.items() if entry is not None}
     if isinstance(value, Mapping):
         return {key: to_table(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):

@@ -242,6 +242,15 @@ def posterior(problem: Problem, hyperparameters: Mapping[str, np.ndarray]) -> Fi
     )
 
 
+@float64
+def noise_covariance(
+    problem: Problem, hyperparameters: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, "observation observation"]:
+    """That of the errors of the observations which no model explains (mHa^2)."""
+    given = {k: jnp.asarray(v) for k, v in hyperparameters.items()}
+    return np.asarray(_noise_covariance(_as_arrays(problem), given))
+
+
 def log_marginal_likelihood(arrays: Mapping[str, Array], given: Hyperparameters) -> Array:
     """Of the observations (mHa), noise included, and of what is held, up to a constant."""
     own = _condition(arrays, given)

@@ -21,8 +21,9 @@ from jaxtyping import Array, Float
 from cider.baselines import BASELINES
 from cider.conventions import REDUCED_GRADIENT_PREFACTOR, float64
 from cider.descriptors import Descriptors
-from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
+from cider.gaussian_process import chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
+from cider.models import Model
 from cider.training.descriptors import DescriptorReader, PointSet, read_points
 from cider.training.orbitals import OrbitalPoints, read_orbital
 from cider.training.store import Record, Store
@@ -176,7 +177,7 @@ def enhancement_range(
     points: PointSet,
     baseline: str,
     transform: InputTransform,
-    model: QuadraticGaussianProcess,
+    model: Model,
     least_density: float = LEAST_DENSITY,
 ) -> tuple[float, float]:
     """Least and largest enhancement factor where the density is above ``least_density``."""
@@ -234,7 +235,7 @@ def _block_integral_change(
 @eqx.filter_jit
 def _block_enhancement(
     transform: InputTransform,
-    model: QuadraticGaussianProcess,
+    model: Model,
     baseline: str,
     semilocal: Array,
     nonlocal_: Array,

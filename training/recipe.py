@@ -200,12 +200,47 @@ class ModelChoice:
 
 
 @dataclasses.dataclass(frozen=True)
+class NetworkChoice:
+    """An ensemble of neural networks (``cider.neural_network``), fitted to the same observations.
+
+    The Gaussian process of ``ModelChoice`` is fitted all the same: its noise is that of the
+    networks, the report compares both, and what it says of baseline, total energies, enhancement
+    factor and slopes holds for the networks too.
+    ``hidden`` are the units of each layer, ``bound`` is that of the learned enhancement factor: 1
+    never lets exchange change its sign where the baseline's factor is at least 1, as PBE's.
+    ``weight_sigma`` and ``readout_sigma`` are prior standard deviations of the weights, times the
+    root of the inputs of a unit. Training ends where the error of the tuning part has not fallen
+    for ``patience`` steps, and after ``iterations`` of them.
+    """
+
+    hidden: tuple[int, ...] = (24, 24)
+    members: int = 4
+    bound: float = 1.0
+    weight_sigma: float = 1.0
+    readout_sigma: float = 0.5
+    iterations: int = 150
+    patience: int = 20
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden = {list(self.hidden)} needs one or more layers of units")
+        if self.members < 2:
+            raise ValueError("members must be at least 2: their spread is the error bar")
+        for name in ("bound", "weight_sigma", "readout_sigma"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+        if self.iterations < 1 or self.patience < 1:
+            raise ValueError("iterations and patience must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """A training run. ``output`` is its folder, relative to the current one.
 
     The first of ``densities`` is computed for all systems, the others for atoms and molecules only.
     ``orbitals`` ("HOMO", "HOMO-1", ..., "LUMO") are those of atoms and molecules, at that first
     density, whose exchange energies are observed: derivatives by occupations, of each spin.
+    With ``network`` the functional is an ensemble of neural networks, else a Gaussian process.
     ``origin`` is the folder that structure files are relative to; it comes from the recipe's own
     place and takes no part in the hashes.
     """
@@ -220,6 +255,7 @@ class Recipe:
     reference: ReferenceSettings = dataclasses.field(default_factory=ReferenceSettings)
     features: FeatureChoice = FeatureChoice()
     model: ModelChoice = ModelChoice()
+    network: NetworkChoice | None = None
     origin: str = "."
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """The report of a training run: Markdown tables and PNG figures in one folder."""
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,13 +50,17 @@ class LearningPoint:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a report is made of. ``evaluations`` go by density; the first is the main one."""
+    """What a report is made of. ``evaluations`` go by density; the first is the main one.
+
+    ``compared`` are those of several models of the same data, by name, this one among them.
+    """
 
     title: str
     evaluations: Mapping[str, Evaluation]
     learning_curve: Sequence[LearningPoint] = ()
     provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
     failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    compared: Mapping[str, Mapping[str, Evaluation]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.evaluations:
@@ -84,6 +89,8 @@ def render_markdown(report: Report, figures: Iterable[str] = ()) -> str:
         parts.append(_table(("", ""), list(report.provenance.items())))
     for density, evaluation in report.evaluations.items():
         parts += [f"## Errors at {density} densities", error_tables(evaluation)]
+    if report.compared:
+        parts += ["## Models of the same data (MAE)", comparison_table(report.compared)]
     parts += ["## Predicted standard deviation", calibration_table(report.evaluations)]
     if report.learning_curve:
         curve = [
@@ -120,6 +127,26 @@ def error_tables(evaluation: Evaluation) -> str:
         if rows:
             parts += ["Held-out systems (test and the ten) by class:", _table(header, rows)]
     return "\n\n".join(parts)
+
+
+def comparison_table(models: Mapping[str, Mapping[str, Evaluation]]) -> str:
+    """Errors of several models by density, kind and role, and how true their error bars are."""
+    rows = []
+    (first, *_) = models.values()
+    for density, kind, role in itertools.product(first, _KIND_TITLES, _ROLE_TITLES):
+        mask = first[density].mask(kind=kind, role=role)
+        if not mask.any():
+            continue
+        unit, factor = display_unit(kind)
+        cells = []
+        for evaluations in models.values():
+            own = evaluations[density]
+            within = calibrate(own.error[mask], own.sigma[mask]).within_one
+            cells += [summarize(own.error[mask] * factor).mae, within]
+        label = f"{_KIND_TITLES[kind]} ({unit})"
+        rows.append((density, label, _ROLE_TITLES[role], str(mask.sum()), *map(_number, cells)))
+    names = (title for name in models for title in (name, f"{name} within 1σ"))
+    return _table(("density", "energy", "part", "n", *names), rows)
 
 
 def calibration_table(evaluations: Mapping[str, Evaluation]) -> str:

@@ -128,23 +128,27 @@ def _slope_matrices(
     descriptor: int,
 ) -> Iterator[Float[np.ndarray, "point basis basis"]]:
     """Blocks of matrices whose products with Q are slopes of the learned factor."""
-    direction = np.zeros((len(semilocal) + len(nonlocal_), 1))
-    direction[descriptor] = 1.0
-    along_semilocal, along_nonlocal = np.split(direction, [len(semilocal)])
     for start in range(0, semilocal.shape[1], _BLOCK):
-        u, z = semilocal[:, start : start + _BLOCK], nonlocal_[:, start : start + _BLOCK]
-        # z = tanh(ln(G/G_0)/2), so that dz/dlnG = (1 - z²)/2.
-        yield np.asarray(
-            _slopes(
-                transform,
-                degree,
-                (jnp.asarray(u), jnp.asarray(z)),
-                (
-                    jnp.asarray(along_semilocal * np.ones_like(u)),
-                    jnp.asarray(along_nonlocal * (1 - z**2) / 2),
-                ),
-            )
+        descriptors = (
+            jnp.asarray(semilocal[:, start : start + _BLOCK]),
+            jnp.asarray(nonlocal_[:, start : start + _BLOCK]),
         )
+        along = slope_direction(*descriptors, descriptor)
+        yield np.asarray(_slopes(transform, degree, descriptors, along))
+
+
+def slope_direction(
+    semilocal: Float[Array, "semilocal point"],
+    nonlocal_: Float[Array, "nonlocal point"],
+    descriptor: int,
+) -> tuple[Float[Array, "semilocal point"], Float[Array, "nonlocal point"]]:
+    """Derivatives of bounded descriptors by one of them: u itself, or ln G behind z.
+
+    Of z = tanh(ln(G/G_0)/2) it is dz/dlnG = (1 - z²)/2.
+    """
+    along = jnp.concatenate([jnp.ones_like(semilocal), (1 - nonlocal_**2) / 2])
+    only = jnp.zeros_like(along).at[descriptor].set(along[descriptor])
+    return only[: len(semilocal)], only[len(semilocal) :]
 
 
 @eqx.filter_jit

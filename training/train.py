@@ -15,7 +15,6 @@ from rich.console import Console
 from cider.conventions import KCAL_PER_MOL
 from cider.exchange import ExchangeTerm
 from cider.files import save_functional
-from cider.gaussian_process import QuadraticGaussianProcess
 from cider.input_transform import InputTransform
 from cider.learned_functional import LearnedFunctional
 from cider.training.configuration import RecipeError, to_table
@@ -36,16 +35,20 @@ from cider.training.evaluation import (
 )
 from cider.training.fit import Fit, build_problem, fit, parameter_features, posterior
 from cider.training.integrals import (
-    Integrals,
     enhancement_range,
     integrate_all,
     sampled_transform,
     uniform_gas_anchor,
 )
+from cider.training.learned import (
+    Predictor,
+    TrainingData,
+    learned_networks,
+    learned_process,
+)
 from cider.training.observations import (
     Observation,
     build_observations,
-    coefficient_matrix,
     exchange_energies,
     orbital_observations,
     spin_orbital_key,
@@ -63,8 +66,6 @@ from cider.training.systems import System
 
 _PACKAGES = ("cider-xc", "jax", "numpy", "pyscf", "scipy")
 _SEMILOCAL = {"PBE": "PBE_X", "r2SCAN": "R2SCAN_X"}
-_ENOUGH_TUNING = 50
-"""Tuning observations that calibrate predicted standard deviations by themselves, to 7 %."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,11 @@ def _train_on(
             "no observation of role 'training' has data: the recipe needs atoms, and molecules "
             "made of them"
         )
-    console.print(f"fit to {len(training)} observations", markup=False, highlight=False)
+
+    def show(line: str) -> None:
+        console.print(line, markup=False, highlight=False)
+
+    show(f"fit to {len(training)} observations")
 
     main = recipe.densities[0]
     roles = {system.name: system.role for system in systems}
@@ -192,32 +197,51 @@ def _train_on(
     )
     held = _held(recipe, store, sample, transform, anchor)
     degree = choice.chebyshev_degree
+    totals = [o for d in recipe.densities for o in total_observations(energies, systems, d)]
+    tuning = [o for o in (*observations, *totals, *of_orbitals) if o.role == "tuning"]
+    fitted_to = TrainingData(
+        store, sample, transform, anchor, integrals, derivatives.keys(), training, tuning
+    )
     problem = build_problem(training, integrals, degree, held=held)
     fitted = fit(problem, choice, len(descriptors.ueg[0]), recipe.seed)
-    model = QuadraticGaussianProcess(fitted.quadratic_form, anchor, choice.chebyshev_degree)
-    exchange = ExchangeTerm(choice.baseline, transform, model)
-    functional = LearnedFunctional(recipe.name, descriptors, (exchange,))
+    models = {"Gaussian process": learned_process(fitted, fitted_to)}
+    if recipe.network is not None:
+        models["neural networks"] = learned_networks(
+            recipe, recipe.network, fitted, problem, fitted_to, show
+        )
 
-    predict = _Predictor(fitted, integrals, training, {})
-    totals = [o for d in recipe.densities for o in total_observations(energies, systems, d)]
-    scales = _calibration(predict, [o for o in (*observations, *totals) if o.role == "tuning"])
-    predict = dataclasses.replace(predict, scales=scales)
     semilocal = {
         label: exchange_energies({**data.facts, **data.orbitals}, name)
         for label, name in _SEMILOCAL.items()
     }
-    evaluations = {}
-    for density in recipe.densities:
-        shown = tuple(o for o in observations if o.density == density and o.kind != "total")
-        shown += total_observations(energies, systems, density)
-        shown += tuple(o for o in of_orbitals if o.density == density)
-        if shown:
-            evaluations[density] = evaluate(shown, systems, *predict(shown), semilocal)
+    shown = {
+        density: (
+            *(o for o in observations if o.density == density and o.kind != "total"),
+            *(o for o in (*totals, *of_orbitals) if o.density == density),
+        )
+        for density in recipe.densities
+    }
+    predictors = {
+        name: Predictor(learned, integrals).calibrated(tuning) for name, learned in models.items()
+    }
+    compared = {
+        name: {
+            density: evaluate(of_density, systems, *predict(of_density), semilocal)
+            for density, of_density in shown.items()
+            if of_density
+        }
+        for name, predict in predictors.items()
+    }
+    # The functional is the last of the models: the networks, where the recipe asks for them.
+    kind = list(models)[-1]
+    learned, evaluations, scales = models[kind], compared[kind], predictors[kind].scales
+    exchange = ExchangeTerm(choice.baseline, transform, learned.model)
+    functional = LearnedFunctional(recipe.name, descriptors, (exchange,))
 
     rows = _error_rows(evaluations)
     ranges = [
         enhancement_range(
-            read_points(store.read(f"descriptors/{k}")), choice.baseline, transform, model
+            read_points(store.read(f"descriptors/{k}")), choice.baseline, transform, learned.model
         )
         for k in sample
     ]
@@ -231,10 +255,8 @@ def _train_on(
         "densities": {d: sum(k.startswith(f"{d}/") for k in energies) for d in recipe.densities},
         "left_out": len(failures),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "log_likelihood": fitted.log_likelihood,
-        "hyperparameters": _hyperparameters(fitted),
+        **learned.facts,
         "calibration": scales,
-        "largest_coefficient": float(np.abs(fitted.quadratic_form).max()),
         "enhancement_factor_range": [
             float(np.nanmin([low for low, _ in ranges])),
             float(np.nanmax([high for _, high in ranges])),
@@ -243,17 +265,18 @@ def _train_on(
     }
     path = folder / f"{recipe.name}.h5"
     posterior_arrays = {
-        "covariance_factor": fitted.covariance_factor,
-        "noise": np.array([fitted.noise("molecule")]),
+        **learned.posterior,
+        "noise": np.array([learned.noise("molecule")]),
         "calibration": np.array([scales["aex"], scales["total"]]),
     }
     save_functional(path, functional, provenance, posterior_arrays)
     report = Report(
         f"{recipe.name}: exchange, trained by cider-train",
         evaluations,
-        _learning_curve(recipe, fitted, training, observations, integrals, held),
-        _summary(provenance, path),
+        _learning_curve(recipe, fitted, fitted_to, observations, held),
+        {**_summary(provenance, path), **learned.summary},
         failures,
+        compared if len(compared) > 1 else {},
     )
     return Trained(functional, path, write_report(report, folder / "report"), evaluations, failures)
 
@@ -278,31 +301,6 @@ def _held(
     return sum(held[1:], held[0]) if held else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Predictor:
-    """Energies of observations and their standard deviations (Ha), by kind times a scale."""
-
-    fitted: Fit
-    integrals: Integrals
-    training: Sequence[Observation]
-    scales: Mapping[str, float]
-
-    def __call__(
-        self, observations: Sequence[Observation]
-    ) -> tuple[Float[np.ndarray, " observation"], Float[np.ndarray, " observation"]]:
-        fitted = self.fitted
-        combine = coefficient_matrix(observations, self.integrals.keys)
-        features = combine @ parameter_features(
-            self.integrals.matrices, fitted.num_inputs, fitted.degree
-        )
-        base = combine @ self.integrals.baseline
-        noise = np.array([fitted.noise(o.noise) for o in observations])
-        differences = self.scales.get("aex", 1.0)
-        scale = np.array([self.scales.get(o.kind, differences) for o in observations])
-        sigma = scale * np.hypot(fitted.sigma(features), noise)
-        return base + fitted.energies(features), sigma
-
-
 def _total_energies(
     energies: Mapping[str, float], systems: Sequence[System], densities: Sequence[str]
 ) -> list[Observation]:
@@ -315,36 +313,18 @@ def _total_energies(
     ]
 
 
-def _calibration(predict: _Predictor, tuning: Sequence[Observation]) -> dict[str, float]:
-    """By kind, the factor that puts 68 % of the errors of unseen molecules within one sigma.
-
-    Unseen are the tuning part; where it is small, training molecules left out of the fit join it.
-    """
-    fitted, scales = predict.fitted, {}
-    for kind, noise in (("aex", "molecule"), ("total", "molecule total")):
-        unseen = [o for o in tuning if o.kind == kind]
-        predicted, sigma = predict(unseen)
-        ratios = np.abs(predicted - [o.value for o in unseen]) / sigma
-        if len(unseen) < _ENOUGH_TUNING:
-            own = np.array([(o.kind, o.noise) == (kind, noise) for o in predict.training], bool)
-            left_out = np.abs(fitted.left_out[own]) / fitted.left_out_sigma[own]
-            ratios = np.concatenate([ratios, left_out])
-        scales[kind] = float(np.quantile(ratios, 0.683)) if ratios.size else 1.0
-    return scales
-
-
 def _learning_curve(
     recipe: Recipe,
     fitted: Fit,
-    training: Sequence[Observation],
+    data: TrainingData,
     observations: Sequence[Observation],
-    integrals: Integrals,
     held: Float[np.ndarray, "parameter parameter"] | None,
 ) -> tuple[LearningPoint, ...]:
     """Errors of fits to nested shares of the training systems, with all the atoms.
 
-    The hyperparameters stay those of the whole fit.
+    The hyperparameters stay those of the whole fit. It is drawn for Gaussian processes alone.
     """
+    training, integrals = data.training, data.integrals
     test = [
         o
         for o in observations
@@ -352,7 +332,7 @@ def _learning_curve(
     ]
     atoms = {o.name for o in training if o.noise == "atom"}
     names = sorted({o.name for o in training} - atoms)
-    if not test or len(names) < 8:
+    if recipe.network is not None or not test or len(names) < 8:
         return ()
     order = np.random.default_rng(recipe.seed).permutation(len(names))
     exact = np.array([o.value for o in test])
@@ -363,7 +343,8 @@ def _learning_curve(
         part = [o for o in training if o.name in chosen]
         problem = build_problem(part, integrals, model.chebyshev_degree, fitted.groups, held)
         smaller = posterior(problem, fitted.hyperparameters)
-        predicted, _ = _Predictor(smaller, integrals, part, {})(test)
+        process = learned_process(smaller, dataclasses.replace(data, training=part))
+        predicted, _ = Predictor(process, integrals)(test)
         errors = summarize((predicted - exact) * KCAL_PER_MOL)
         points.append(LearningPoint(count, errors.mae, errors.largest))
     return tuple(points)
@@ -396,12 +377,6 @@ def _error_rows(evaluations: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
     return rows
 
 
-def _hyperparameters(fitted: Fit) -> dict[str, Any]:
-    values = {k: [float(x) for x in v] for k, v in fitted.hyperparameters.items()}
-    noises = dict(zip(fitted.groups, values.pop("noise"), strict=True))
-    return {**values, "noise_mHa": noises}
-
-
 def _summary(provenance: Mapping[str, Any], path: Path) -> dict[str, str]:
     low, high = provenance["enhancement_factor_range"]
     return {
@@ -410,8 +385,6 @@ def _summary(provenance: Mapping[str, Any], path: Path) -> dict[str, str]:
         "data": provenance["data_hash"],
         "observations": str(provenance["observations"]),
         "enhancement factor where rho > 1e-3": f"{low:.3f} to {high:.3f}",
-        "largest coefficient": f"{provenance['largest_coefficient']:.3g}",
-        "log marginal likelihood": f"{provenance['log_likelihood']:.2f}",
         "calibration of sigma": ", ".join(
             f"{kind} {scale:.3f}" for kind, scale in provenance["calibration"].items()
         ),
