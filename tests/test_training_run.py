@@ -192,8 +192,8 @@ def test_networks_instead_of_a_gaussian_process(network_output):
     provenance = read_header(path)["provenance"]
     assert provenance["recipe"]["network"]["hidden"] == [5, 4]
     assert len(provenance["steps"]) == 2
-    # Of energies of 3 Ha; steeper networks than are ever trained moved by 0.1 mHa at most.
-    assert provenance["merging_error_mHa"] < 0.1
+    # The noise of observations is at least this (ModelChoice).
+    assert provenance["merging_error_mHa"] < 0.3
     assert load_posterior(path).keys() == {"noise", "calibration"}
     text = (network_output / "report" / "report.md").read_text()
     assert "| Gaussian process | Gaussian process within 1σ | neural networks |" in text
@@ -210,7 +210,7 @@ def test_networks_in_pyscf(network_output):
     functional = CiderFunctional(network_output / "x-network.h5")
     exchange = functional.learned
     assert abs(exchange.terms[0].uniform_gas_correction(exchange.descriptors)) < 1e-14
-    mol = gto.M(atom="H 0 0 0; H 0 0 0.8", basis="def2-svp", verbose=0)
+    mol = gto.M(atom="O 0 0 0; H 0 0.7 0.6; H 0 -0.7 0.6", basis="sto-3g", verbose=0)
     mf = dft.RKS(mol, xc=functional)
     mf.grids.level = 0
     mf.kernel()
@@ -224,4 +224,4 @@ def test_networks_in_pyscf(network_output):
     _, _, potential = mf._numint.nr_rks(mol, mf.grids, mf.xc, dm)
     # The error of central differences, of the order of step^2.
     expected = (high - low) / (2 * step)
-    assert np.sum(potential * change) == pytest.approx(expected, rel=1e-6)
+    assert np.sum(potential * change) == pytest.approx(expected, rel=1e-7)

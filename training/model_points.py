@@ -10,7 +10,7 @@ inputs, a small cube, become one at the mean :math:`\bar x` of their inputs, of 
 .. math:: E = \sum_g e'_g, \qquad V = \sum_g e_g x'_g + e'_g (x_g - \bar x)
 
 (the latter vanishes for a density): exact for linear functions, and for others off by the square of
-the cell's size in energies.
+the cell's size, nearly so where :math:`x'_g` varies within a cell.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -84,8 +84,10 @@ def merge(points: ModelPoints) -> ModelPoints:
     cells = np.ascontiguousarray(np.round(points.inputs.T / CELL).astype(np.int16))
     labels = cells.view(np.dtype((np.void, cells.itemsize * cells.shape[1]))).ravel()
     _, cell = np.unique(labels, return_inverse=True)
-    # Energies of a change have both signs: their sizes are what a mean may be taken with.
-    share = np.maximum(np.abs(points.energies), _LEAST_SHARE)
+    # Energies of a change have both signs: the mean is by the sizes of what a point contributes.
+    share = np.abs(points.energies) + _LEAST_SHARE
+    if points.slopes is not None:
+        share += np.abs(points.slopes).sum(axis=0)
     mean = _sums(cell, share * np.asarray(points.inputs)) / np.bincount(cell, share)
     energies = np.bincount(cell, points.energies)
     if points.slopes is None:

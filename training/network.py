@@ -30,7 +30,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from scipy import linalg
 
@@ -162,7 +161,7 @@ def fit_networks(
             f"{found.training_error:.2f}{tuned}"
         )
     weights, biases, readout = jax.tree.map(
-        lambda *parts: np.concatenate(parts), *(m.parameters for m in trained)
+        lambda *parts: np.concatenate(parts), *(_trained(m.network) for m in trained)
     )
     return NetworkFit(
         NeuralNetworkEnsemble(weights, biases, readout, anchor, choice.bound),
@@ -173,25 +172,31 @@ def fit_networks(
     )
 
 
-_Parameters = tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], np.ndarray]
-"""What is trained of one network: weights, biases and readout, of one member."""
+def _trained(network: NeuralNetworkEnsemble) -> tuple[Any, ...]:
+    """What is trained of a network."""
+    return network.weights, network.biases, network.readout
 
 
 class _Prior(eqx.Module):
-    """Where the parameters of a network are drawn to, with which standard deviations."""
+    """Where the parameters of a network are drawn to, with which standard deviations.
+
+    ``template`` is any one network of its layers.
+    """
 
     template: NeuralNetworkEnsemble
     centre: Float[Array, " parameter"]
     scales: Float[Array, " parameter"]
-    restore: Callable[[Array], Any] = eqx.field(static=True)
 
     def drawn_to_a_sample(self, random: np.random.Generator) -> "_Prior":
         sample = np.asarray(self.scales) * random.normal(size=self.scales.shape)
         return dataclasses.replace(self, centre=jnp.asarray(sample))
 
     def network_of(self, parameters: Float[Array, " parameter"]) -> NeuralNetworkEnsemble:
-        parts = self.restore(parameters)
-        return eqx.tree_at(lambda n: (n.weights, n.biases, n.readout), self.template, parts)
+        leaves, structure = jax.tree.flatten(_trained(self.template))
+        ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+        parts = jnp.split(parameters, ends)
+        shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return eqx.tree_at(_trained, self.template, jax.tree.unflatten(structure, shaped))
 
 
 class _Data(eqx.Module):
@@ -210,7 +215,7 @@ class _Expansion(NamedTuple):
 
 
 class _Member(NamedTuple):
-    parameters: _Parameters
+    network: NeuralNetworkEnsemble
     energies: Float[np.ndarray, " system"]
     steps: int
     training_error: float
@@ -221,16 +226,16 @@ def _prior(anchor: Float[np.ndarray, " input"], choice: NetworkChoice) -> _Prior
     sizes = (anchor.size, *choice.hidden)
     shapes = network_shapes(1, sizes)
     layers = len(choice.hidden)
-    scales: _Parameters = (
+    scales = (
         tuple(
             np.full(shape, choice.weight_sigma / np.sqrt(shape[-1])) for shape in shapes[:layers]
         ),
         tuple(np.full(shape, choice.weight_sigma) for shape in shapes[layers:]),
         np.full((1, sizes[-1]), choice.readout_sigma / np.sqrt(sizes[-1])),
     )
-    flat, restore = ravel_pytree(scales)
     template = NeuralNetworkEnsemble(*scales, anchor, choice.bound)
-    return _Prior(template, jnp.zeros_like(flat), flat, restore)
+    flat = jnp.concatenate([part.ravel() for part in jax.tree.leaves(scales)])
+    return _Prior(template, jnp.zeros_like(flat), flat)
 
 
 def _fit_member(prior: _Prior, data: _Data, tuning: Observed, choice: NetworkChoice) -> _Member:
@@ -256,7 +261,7 @@ def _fit_member(prior: _Prior, data: _Data, tuning: Observed, choice: NetworkCho
             break
     there = _expand(prior, best, data)
     return _Member(
-        jax.tree.map(np.asarray, prior.restore(best)),
+        jax.tree.map(np.asarray, prior.network_of(best)),
         np.asarray(there.energies),
         best_step,
         _error(there, data.observed),
