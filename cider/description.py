@@ -123,7 +123,7 @@ def _constraints(learned: LearnedFunctional) -> Row:
         for term in learned.terms
         if isinstance(term, ExchangeTerm)
     )
-    # A Gaussian process vanishes there by a difference of two equal sums.
+    # Models of ours vanish there by a difference of two equal sums.
     exact = "exact: the learned part vanishes there"
     exchange = {
         "uniform gas": exact if abs(excess) < 1e-10 else f"F_x = 1 {excess:+.1e}, not exact",

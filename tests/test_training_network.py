@@ -1,6 +1,5 @@
 """Networks are fitted by least squares to what a Gaussian process is fitted to."""
 
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -69,6 +69,11 @@ def test_defaults_are_the_embedded_data():
 def test_tables_round_trip(path):
     recipe = read_recipe(path)
     assert from_table(Recipe, to_table(recipe)) == recipe
+    assert "network" not in to_table(recipe)
+    path.write_text(FULL + "[network]\nhidden = [8]\n")
+    networks = read_recipe(path)
+    assert networks.network.hidden == (8,) and networks.hash() != recipe.hash()
+    assert from_table(Recipe, to_table(networks)) == networks
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,11 @@ def test_tables_round_trip(path):
         ("[features]\nlevel = 'lda'", "neither 'gga' nor 'mgga'"),
         ("[model]\nnoise_bounds = [2, 1]", "positive and increasing"),
         ("[model]\nchebyshev_degree = 0", "chebyshev_degree 0"),
+        ("[network]\nmembers = 1", "members must be at least 2"),
+        ("[network]\nhidden = []", "one or more layers"),
+        ("[network]\nbound = 0", "bound must be positive"),
+        ("[network]\npatience = 0", "at least 1"),
+        ("[network]\nlayers = 2", r"'layers' in recipe\.network"),
         ("[[reactions]]\nname = 'r'\ncoefficients = { XX = 1 }", "no system is called 'XX'"),
         ("[[reactions]]\nname = 'r'\ncoefficients = [1]", "must be a table"),
         ("origin = '/'", "unknown key 'origin'"),

@@ -9,7 +9,13 @@ from cider.conventions import KCAL_PER_MOL
 from cider.training import systems
 from cider.training.evaluation import calibrate, chemical_class, evaluate, summarize
 from cider.training.observations import build_observations, system_key, total_observations
-from cider.training.report import LearningPoint, Report, error_tables, write_report
+from cider.training.report import (
+    LearningPoint,
+    Report,
+    comparison_table,
+    error_tables,
+    write_report,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +52,24 @@ def test_report_is_written_and_repeats(evaluation, tmp_path):
     write_report(report, tmp_path / "again")
     for file in path.parent.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_models_of_the_same_data_are_compared(evaluation, tmp_path):
+    exact = np.array([o.value for o in evaluation.observations])
+    closer = dataclasses.replace(evaluation, predicted=(evaluation.predicted + exact) / 2)
+    models = {"one": {"PBE": evaluation}, "another": {"PBE": closer}}
+    report = Report("x-test", models["another"], compared=models)
+    text = write_report(report, tmp_path / "report").read_text()
+    assert "## Models of the same data (MAE)" in text
+    mask = evaluation.mask(kind="aex", role="ten")
+    mae = np.abs(evaluation.error[mask]).mean() * KCAL_PER_MOL
+    (row,) = (
+        line.split(" | ")
+        for line in comparison_table(models).splitlines()
+        if line.startswith("| PBE | Atomisation exchange energy (kcal/mol) | the ten")
+    )
+    assert row[3] == str(mask.sum())
+    assert (row[4], row[6]) == (f"{mae:.2f}", f"{mae / 2:.2f}")
 
 
 def test_tables_hold_the_errors(evaluation):
