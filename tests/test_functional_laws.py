@@ -38,7 +38,7 @@ TOYS = {
     "toy mgga": lambda: toy_exchange("MGGA"),
     "toy nldf": lambda: toy_exchange("MGGA", toy_nldf()),
     "toy spline": lambda: toy_spline_exchange("MGGA", toy_nldf()),
-    "toy networks": lambda: toy_network_exchange("MGGA", toy_nldf()),
+    "toy networks": lambda: toy_network_exchange(),
 }
 XC = {"toy xc": lambda: toy_xc(), "toy nldf xc": lambda: toy_xc(toy_nldf())}
 EXCHANGE = pytest.mark.parametrize("name", [*TOYS, *SHIPPED])

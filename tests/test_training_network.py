@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy_functionals import toy_networks
 
-from cider.input_transform import fit_input_transform
+from cider.input_transform import InputTransform, fit_input_transform
 from cider.neural_network import NeuralNetworkEnsemble
 from cider.training import network
 from cider.training.model_points import (
@@ -105,15 +105,19 @@ def test_learned_energies_are_sums_over_points() -> None:
     )
 
 
+def what_holds() -> tuple[Held, jax.Array, InputTransform, tuple[jax.Array, jax.Array]]:
+    """Points and slopes to hold, the points, the transform and the descriptors of the slopes."""
+    random = np.random.default_rng(2)
+    semilocal, nonlocal_ = random.uniform(-0.9, 0.9, size=(2, 1, 200))
+    transform = fit_input_transform(semilocal, nonlocal_, np.ones(200))
+    points = random.uniform(-1, 1, size=(2, 30))
+    held = hold(points, 0.002, semilocal, nonlocal_, transform, (0.005, 0.002), 0)
+    return held, jnp.asarray(points), transform, (jnp.asarray(semilocal), jnp.asarray(nonlocal_))
+
+
 def test_expansion_is_that_of_the_objective() -> None:
-    """Gradient against differences of the value; the normal matrix is that of the residuals."""
-    random = np.random.default_rng(0)
-    held = Held(
-        random.uniform(-1, 1, size=(3, 2)),
-        0.1,
-        random.uniform(-1, 1, size=(4, 2)),
-        random.normal(size=(4, 2, 2)),
-    )
+    """The gradient against differences of the value."""
+    random, held = np.random.default_rng(0), what_holds()[0]
     observed, _ = problem(1e-2)
     prior = network._prior(ANCHOR, CHOICE).drawn_to_a_sample(random)
     data = jax.tree.map(jnp.asarray, network._Data(observed, blocks(), held))
@@ -121,8 +125,8 @@ def test_expansion_is_that_of_the_objective() -> None:
     found = network._expand(prior, here, data)
     for _ in range(3):
         along = jnp.asarray(random.normal(size=here.size))
-        values = [float(network._value(prior, here + h * along, data)) for h in (1e-4, 0, -1e-4)]
-        assert (values[0] - values[2]) / 2e-4 == pytest.approx(
+        values = [float(network._value(prior, here + h * along, data)) for h in (1e-5, 0, -1e-5)]
+        assert (values[0] - values[2]) / 2e-5 == pytest.approx(
             float(found.gradient @ along), rel=1e-6
         )
     assert values[1] == pytest.approx(float(found.value), rel=1e-13)
@@ -175,12 +179,9 @@ def test_training_ends_where_the_tuning_error_is_least() -> None:
 
 def test_held_values_and_slopes_are_as_small_as_they_shall_be() -> None:
     """Where observations say nothing, beside a prior that lets them be large."""
-    random = np.random.default_rng(2)
-    semilocal, nonlocal_ = random.uniform(-0.9, 0.9, size=(2, 1, 200))
-    transform = fit_input_transform(semilocal, nonlocal_, np.ones(200))
+    held, points, transform, (u, z) = what_holds()
     nothing = Observed(np.zeros((0, 6)), np.zeros(0))
-    points = random.uniform(-1, 1, size=(2, 30))
-    u, z = jnp.asarray(semilocal), jnp.asarray(nonlocal_)
+    observed, _ = problem(1e3)
 
     def rms_over_sigma(held: Held) -> tuple[float, float]:
         model = fit_networks(observed, nothing, blocks(), held, ANCHOR, CHOICE, 0).model
@@ -192,9 +193,7 @@ def test_held_values_and_slopes_are_as_small_as_they_shall_be() -> None:
         # z = tanh(ln(G/G_0)/2)
         by_z = jax.jvp(lambda z: learned(u, z), (z,), ((1 - z**2) / 2,))[1]
         slopes = (by_u / 0.005) ** 2 + (by_z / 0.002) ** 2
-        return float(jnp.std(model(jnp.asarray(points)) / 0.002)), float(jnp.sqrt(slopes.mean()))
+        return float(jnp.std(model(points) / 0.002)), float(jnp.sqrt(slopes.mean()))
 
-    observed, _ = problem(1e3)
-    held = hold(points, 0.002, semilocal, nonlocal_, transform, (0.005, 0.002), 0)
     assert min(rms_over_sigma(FREE)) > 3
     assert max(rms_over_sigma(held)) < 1
