@@ -51,9 +51,10 @@ def test_vanishes_at_the_anchor_and_is_bounded(size: float) -> None:
 def test_second_derivatives() -> None:
     """Against finite differences of the first ones, whose error is of the order of step^2."""
     own, step = toy_networks(ANCHOR), 1e-4
-    gradient = jax.grad(lambda point: own(point[:, None])[0])
+    gradient = jax.jit(jax.grad(lambda point: own(point[:, None])[0]))
+    second = jax.jit(jax.jacfwd(gradient))
     for point in inputs(5).T:
-        hessian = jax.jacfwd(gradient)(point)
+        hessian = second(point)
         numeric = [
             (gradient(point + d) - gradient(point - d)) / (2 * step) for d in step * jnp.eye(3)
         ]
