@@ -1,6 +1,8 @@
 """Functionals of the smoothed density matrix in PySCF: energies, potentials, what is refused."""
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import molecule as ase_molecule
@@ -15,6 +17,7 @@ from cider.features.sdmx import Sdmx
 from cider.files import load_functional, save_functional
 from cider.plugins.ase import Cider
 from cider.plugins.pyscf import numint
+from cider.registry import registered_names, resolve
 
 ALONE = CiderFunctional(
     toy_exchange("GGA", sdmx=toy_sdmx(), size=0.02), x_mix=0.25, semilocal="R2SCAN"
@@ -26,6 +29,11 @@ FUNCTIONALS = {
     ),
     "exchange and correlation": CiderFunctional(toy_xc(sdmx=toy_sdmx())),
 }
+SHIPPED = [
+    name
+    for name in registered_names()
+    if not resolve(name).is_composed and CiderFunctional(name).reads_density_matrix
+]
 ALL_FAMILIES = Sdmx((("0", 1), ("0d", 0), ("1", 2), ("1d", 1)))
 WITH_ALL_FAMILIES = {
     "GGA": CiderFunctional(toy_exchange("GGA", size=0.02, sdmx=ALL_FAMILIES)),
@@ -54,9 +62,9 @@ def prepared(mf, **settings):
     return mf.set(**{"conv_tol": 1e-9, **settings})
 
 
-@pytest.mark.parametrize("name", FUNCTIONALS)
+@pytest.mark.parametrize("name", [*FUNCTIONALS, *SHIPPED])
 def test_potential_matrix_is_the_derivative_of_the_energy(name):
-    mf = solver(dft.UKS, "OH", FUNCTIONALS[name])
+    mf = solver(dft.UKS, "OH", FUNCTIONALS.get(name) or CiderFunctional(name))
     mf.grids.build()
     dm = np.asarray(mf.get_init_guess(key="minao"))
     random = np.random.default_rng(1)
@@ -72,6 +80,59 @@ def test_potential_matrix_is_the_derivative_of_the_energy(name):
     differences = [(energy(k * h) - energy(-k * h)) / (2 * k * h) for k in (1, 2)]
     extrapolated = (4 * differences[0] - differences[1]) / 3
     assert np.vdot(vmat, change) == pytest.approx(extrapolated, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_exchange_energy_scales_as_the_density(name):
+    """:math:`E_x[\\rho_\\gamma] = \\gamma E_x[\\rho]`, for water by scaled exponents."""
+    xc, gamma = CiderFunctional(name), 1.3
+    mf = solver(dft.RKS, "H2O", xc)
+    mf.grids.build()
+    dm = mf.get_init_guess(key="minao")
+    scaled = mf.mol.copy()
+    scaled.basis = {
+        element: [
+            [l, *((gamma**2 * p[0], *p[1:]) for p in primitives)] for l, *primitives in shells
+        ]
+        for element, shells in mf.mol._basis.items()
+    }
+    scaled.set_geom_(mf.mol.atom_coords() / gamma, unit="bohr").build()
+    grids = mf.grids.copy().set(mol=scaled, non0tab=None)
+    grids.coords, grids.weights = mf.grids.coords / gamma, mf.grids.weights / gamma**3
+    energy = mf._numint.nr_rks(mf.mol, mf.grids, xc, dm)[1]
+    after = mf._numint.nr_rks(scaled, grids, xc, dm)[1]
+    # Scaling moves the quadrature over R along R: features change by 2e-5.
+    assert after == pytest.approx(gamma * energy, rel=2e-5)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_uniform_gas_is_exact(name):
+    learned = CiderFunctional(name).learned
+    (exchange,) = learned.terms
+    with jax.enable_x64(True):
+        inputs = exchange.transform(*map(jnp.asarray, learned.descriptors.ueg))
+        assert float(jnp.abs(exchange.model(inputs))[0]) < 1e-14
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_spins_and_rotations_of_what_is_shipped(name):
+    """A closed shell has equal spins; exchange of spins and turning a molecule change nothing."""
+    xc = CiderFunctional(name)
+    mf = solver(dft.UKS, "OH", xc)
+    grids = mf.grids.build(with_non0tab=True)
+    up, down = np.asarray(mf.get_init_guess(key="minao"))
+    integrate = mf._numint.nr_uks
+    energy = integrate(mf.mol, grids, xc, np.array([1.1 * up, 0.9 * down]))[1]
+    swapped = integrate(mf.mol, grids, xc, np.array([0.9 * down, 1.1 * up]))[1]
+    assert swapped == pytest.approx(energy, rel=1e-13)
+    closed = mf._numint.nr_rks(mf.mol, grids, xc, 2 * down)[1]
+    equal = integrate(mf.mol, grids, xc, np.array([down, down]))[1]
+    assert equal == pytest.approx(closed, rel=1e-12)
+    rotation = np.linalg.qr(np.random.default_rng(8).normal(size=(3, 3)))[0]
+    turned = mf.mol.copy().set_geom_(mf.mol.atom_coords() @ rotation.T, unit="bohr")
+    other = mf.grids.copy().set(mol=turned, coords=grids.coords @ rotation.T, non0tab=None)
+    there = 2 * np.asarray(dft.UKS(turned).get_init_guess(key="minao"))[1]
+    assert mf._numint.nr_rks(turned, other, xc, there)[1] == pytest.approx(closed, rel=1e-9)
 
 
 def test_self_consistent_and_closed_shells_have_equal_spins():
