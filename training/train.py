@@ -149,7 +149,7 @@ class _Data:
 def _train_on(
     recipe: Recipe,
     folder: Path,
-    data: "_Data",
+    data: _Data,
     failures: Mapping[str, str],
     console: Console,
 ) -> Trained:
