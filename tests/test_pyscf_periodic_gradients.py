@@ -34,7 +34,7 @@ def solved(method, name, shift=0.0, strain=0.0):
         pseudo="gth-pade",
         spin=SPINS[method],
         unit="bohr",
-        mesh=[14] * 3,
+        mesh=[12] * 3,
         precision=1e-10,
         verbose=0,
     )
