@@ -47,7 +47,7 @@ def test_python(code: str) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cider ")])
 def test_cider(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("molecule.xyz").write_text("2\nhydrogen\nH 0 0 0\nH 0 0 0.74\n")
+    Path("molecule.xyz").write_text("1\nhelium\nHe 0 0 0\n")
     assert command_line.main(shlex.split(command)[1:]) == 0
 
 
