@@ -17,6 +17,9 @@ NLDF = Nldf(
     tuple(NldfExponent(a, 0.0, a / 32) for a in (0.5, 1.0, 2.0, 4.0)),
 )
 
+LARGE = ("benzene", "8 waters")
+"""Left to the slow tests: four water molecules have as many atoms around each other."""
+
 
 def ingredients(density):
     return tuple(np.asarray(x) for x in safe_ingredients(density, 0))
@@ -84,7 +87,7 @@ def relative_rms(features, exact):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n == "8 waters" else ()) for n in MOLECULES],
+    [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in MOLECULES],
 )
 def test_features_of_molecules(name, x64):
     """Relative rms of every feature, weighted by energy, below 2e-4 at the default setting, and
