@@ -47,8 +47,13 @@ TOYS = {
     "toy networks": lambda: toy_network_exchange(),
 }
 XC = {"toy xc": lambda: toy_xc(), "toy nldf xc": lambda: toy_xc(toy_nldf())}
-EXCHANGE = pytest.mark.parametrize("name", [*TOYS, *SHIPPED])
-EVERY = pytest.mark.parametrize("name", [*TOYS, *XC, *SHIPPED])
+# "x-nldf" has the same features and the same kind of model.
+EXCHANGES = [
+    pytest.param(name, marks=pytest.mark.slow if name == "toy nldf" else ())
+    for name in (*TOYS, *SHIPPED)
+]
+EXCHANGE = pytest.mark.parametrize("name", EXCHANGES)
+EVERY = pytest.mark.parametrize("name", [*EXCHANGES, *XC])
 CORRELATION = pytest.mark.parametrize("name", XC)
 
 
