@@ -31,8 +31,21 @@ FUNCTIONALS = {
     "semilocal xc": lambda: CiderFunctional(toy_xc()),
     "nonlocal xc": lambda: CiderFunctional(toy_xc(toy_nldf())),
 }
+SEMILOCAL = [
+    name
+    for name in SHIPPED
+    if (read := resolve(name).load().descriptors).nldf is None and read.sdmx is None
+]
 DIFFERENTIATED = [
-    *((name, spins) for name in FUNCTIONALS if "xc" not in name for spins in (1, 2)),
+    # Mixed with a semilocal functional, a nonlocal one differs from one alone as semilocal ones do.
+    *(
+        pytest.param(
+            name, spins, marks=[pytest.mark.slow] * (name in set(SHIPPED) - set(SEMILOCAL))
+        )
+        for name in FUNCTIONALS
+        if "xc" not in name
+        for spins in (1, 2)
+    ),
     ("semilocal xc", 2),
     pytest.param("nonlocal xc", 2, marks=pytest.mark.slow),  # to compile
 ]
