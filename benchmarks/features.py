@@ -1,6 +1,7 @@
 """Seconds of the nonlocal features, of energy and potential, and of a whole nr_rks."""
 
 import argparse
+import dataclasses
 import json
 
 import harness
@@ -25,6 +26,7 @@ def measure(settings: argparse.Namespace, system: str) -> dict:
     from cider.evaluation import _sources
     from cider.plugins.pyscf.grids import becke_convolution
     from cider.plugins.pyscf.numint import CiderNumInt
+    from cider.plugins.pyscf.smoothed_density_matrix import sdmx_features, sdmx_potential_matrices
 
     functional = harness.learned(settings.functional)
     mol, grids, dm = harness.molecule(settings, system)
@@ -32,7 +34,7 @@ def measure(settings: argparse.Namespace, system: str) -> dict:
     rho = dft.numint.eval_rho(mol, ao, dm, xctype="MGGA", hermi=1, with_lapl=False)[None]
     del ao
     density = Density(rho[:, 0], rho[:, 1:4], rho[:, 4] if functional.needs_tau else None)
-    nldf = functional.learned.descriptors.nldf
+    nldf, sdmx = functional.learned.descriptors.nldf, functional.learned.descriptors.sdmx
     integrator, semilocal = CiderNumInt(), dft.numint.NumInt()
 
     first, stages, convolution = {}, {}, None
@@ -45,6 +47,16 @@ def measure(settings: argparse.Namespace, system: str) -> dict:
         stages["convolution: build again"] = lambda: becke_convolution(mol, grids, nldf)
         stages["convolution: apply"] = lambda: convolution.apply(sources)
         stages["convolution: transpose"] = lambda: convolution.transpose(fields)
+    if sdmx is not None:
+        dms, kept = dm[None, None], {}
+        features = sdmx_features(mol, grids, sdmx, dms, mol.max_memory, kept)
+        density = dataclasses.replace(density, sdmx=features[:, 0])
+        stages["density matrix: features"] = lambda: sdmx_features(
+            mol, grids, sdmx, dms, mol.max_memory, {}
+        )
+        stages["density matrix: potential"] = lambda: sdmx_potential_matrices(
+            mol, grids, sdmx, dms, features, mol.max_memory, kept
+        )
     stages["energy and potential"] = lambda: functional.learned_energy_and_potential(
         density, grids.weights, convolution
     )
