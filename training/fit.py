@@ -217,10 +217,12 @@ def posterior(problem: Problem, hyperparameters: Mapping[str, np.ndarray]) -> Fi
     """The posterior of the parameters with given hyperparameters."""
     arrays = _as_arrays(problem)
     given = {k: jnp.asarray(v) for k, v in hyperparameters.items()}
-    own = jax.tree.map(np.asarray, _condition(arrays, given))
-    solution = linalg.solve_triangular(own.factor, own.projected, lower=True)
-    root = linalg.solve_triangular(own.factor, own.root_transpose, lower=True).T
-    weights = root @ solution
+    own = _condition(arrays, given)
+    log_likelihood = float(_log_likelihood(own))
+    own = jax.tree.map(np.asarray, own)
+    prior_root = np.asarray(_times_root(jnp.eye(len(own.factor)), given, problem.num_inputs))
+    root = linalg.solve_triangular(own.factor, prior_root.T, lower=True).T
+    weights = root @ own.explained
     unexplained = own.features @ root
     inverse = np.eye(len(own.targets)) - unexplained @ unexplained.T
     by_noise = linalg.solve_triangular(own.noise_factor, np.eye(len(inverse)), lower=True)
@@ -234,7 +236,7 @@ def posterior(problem: Problem, hyperparameters: Mapping[str, np.ndarray]) -> Fi
         _of_low_rank(problem, root),
         dict(hyperparameters),
         problem.groups,
-        float(log_marginal_likelihood(arrays, given)),
+        log_likelihood,
         left_out / _MILLI,
         left_out_sigma / _MILLI,
         problem.num_inputs,
@@ -253,11 +255,13 @@ def noise_covariance(
 
 def log_marginal_likelihood(arrays: Mapping[str, Array], given: Hyperparameters) -> Array:
     """Of the observations (mHa), noise included, and of what is held, up to a constant."""
-    own = _condition(arrays, given)
-    explained = jax.scipy.linalg.solve_triangular(own.factor, own.projected, lower=True)
+    return _log_likelihood(_condition(arrays, given))
+
+
+def _log_likelihood(own: "_Conditioned") -> Array:
     size = own.targets.shape[0]
     return (
-        -0.5 * (own.targets @ own.targets - explained @ explained)
+        -0.5 * (own.targets @ own.targets - own.explained @ own.explained)
         - jnp.sum(jnp.log(jnp.diagonal(own.factor)))
         - jnp.sum(jnp.log(jnp.diagonal(own.noise_factor)))
         - 0.5 * size * jnp.log(2 * jnp.pi)
@@ -314,17 +318,17 @@ def _as_arrays(problem: Problem) -> dict[str, Any]:
 
 
 class _Conditioned(NamedTuple):
-    """Lower triangular factors of the noise and of K; what the root R makes of the rest.
+    """Lower triangular factors of the noise and of K; what both make of the rest.
 
-    ``features`` (A) and ``targets`` (y) are whitened by the noise, ``projected`` is Rᵀ Aᵀ y.
+    ``features`` (A) and ``targets`` (y) are whitened by the noise, ``explained`` is what the factor
+    of K, inverted, makes of Rᵀ Aᵀ y.
     """
 
     noise_factor: Array
     features: Array
     targets: Array
-    root_transpose: Array
     factor: Array
-    projected: Array
+    explained: Array
 
 
 def _condition(arrays: Mapping[str, Any], given: Hyperparameters) -> _Conditioned:
@@ -338,15 +342,9 @@ def _condition(arrays: Mapping[str, Any], given: Hyperparameters) -> _Conditione
     seen = _times_root(_times_root(precision, given, num_inputs).T, given, num_inputs)
     size = len(precision)
     factor = jnp.linalg.cholesky(jnp.eye(size) + seen)
-    root_transpose = _times_root(jnp.eye(size), given, num_inputs).T
-    return _Conditioned(
-        noise_factor,
-        features,
-        targets,
-        root_transpose,
-        factor,
-        root_transpose @ (features.T @ targets),
-    )
+    projected = _times_root((targets @ features)[None], given, num_inputs)[0]
+    explained = jax.scipy.linalg.solve_triangular(factor, projected, lower=True)
+    return _Conditioned(noise_factor, features, targets, factor, explained)
 
 
 def _noise_covariance(arrays: Mapping[str, Any], given: Hyperparameters) -> Array:
