@@ -185,12 +185,7 @@ def compute_descriptors(
         ValueError: The reference has no density, or nonlocal features lack their ``maps``.
     """
     mol, dm = read_density(reference)
-    grids = grids_of(mol, choice)
-    descriptors = descriptors_of(choice)
-    density = density_of(mol, grids, dm, descriptors, maps)
-    convolution = None
-    if maps is not None and descriptors.nldf is not None:
-        convolution = maps.convolution(mol, grids, descriptors.nldf)
+    grids, descriptors, density, convolution = prepare(mol, dm, choice, maps)
     scaled = density.spin_scaled()
     parts = [
         _points_of_spin(descriptors, scaled, spin, grids.weights / density.num_spins, convolution)
@@ -221,32 +216,40 @@ def read_points(record: Record) -> PointSet:
     return PointSet(arrays["rho"], arrays["lda_energy"], arrays["semilocal"], arrays["nonlocal_"])
 
 
-def grids_of(mol: gto.Mole, choice: FeatureChoice) -> dft.gen_grid.Grids:
-    """The grid on which a recipe integrates a molecule or atom."""
-    grids = dft.gen_grid.Grids(mol)
-    grids.level = choice.atom_grid_level if mol.natm == 1 else choice.molecule_grid_level
-    return grids.build()
+class Prepared(NamedTuple):
+    """A density on the grid that integrates it, and what makes nonlocal features of it."""
+
+    grids: dft.gen_grid.Grids
+    descriptors: Descriptors
+    density: Density
+    convolution: GaussianConvolution | None
 
 
-def density_of(
+def prepare(
     mol: gto.Mole,
-    grids: dft.gen_grid.Grids,
     dm: Float[np.ndarray, "spin ao ao"],
-    descriptors: Descriptors,
+    choice: FeatureChoice,
     maps: NonlocalMaps | None,
-) -> Density:
-    """What the descriptors read of a density matrix; spin length 1 is the total of a closed shell.
+) -> Prepared:
+    """What descriptors are made of. Spin length 1 is the total density matrix of a closed shell.
 
     Raises:
         ValueError: Nonlocal features lack their ``maps``.
     """
-    if maps is None and (descriptors.nldf is not None or descriptors.sdmx is not None):
+    descriptors = descriptors_of(choice)
+    if maps is None and (choice.nldf or choice.sdmx):
         raise ValueError("nonlocal features need the maps of a plugin")
+    grids = dft.gen_grid.Grids(mol)
+    grids.level = choice.atom_grid_level if mol.natm == 1 else choice.molecule_grid_level
+    grids.build()
     density = density_on_grid(mol, grids.coords, dm)
-    if maps is None or descriptors.sdmx is None:
-        return density
-    sdmx = maps.sdmx_features(mol, grids, descriptors.sdmx, dm[:, None], MAX_MEMORY)[:, 0]
-    return dataclasses.replace(density, sdmx=sdmx)
+    convolution = None
+    if maps is not None and descriptors.nldf is not None:
+        convolution = maps.convolution(mol, grids, descriptors.nldf)
+    if maps is not None and descriptors.sdmx is not None:
+        sdmx = maps.sdmx_features(mol, grids, descriptors.sdmx, dm[:, None], MAX_MEMORY)[:, 0]
+        density = dataclasses.replace(density, sdmx=sdmx)
+    return Prepared(grids, descriptors, density, convolution)
 
 
 def density_on_grid(

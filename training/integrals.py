@@ -84,8 +84,7 @@ def integrate(
     total = np.zeros((1 + anchor.size * degree,) * 2)
     for semilocal, nonlocal_, energy in _blocks(points):
         total += np.asarray(_block_integral(transform, semilocal, nonlocal_, energy, degree))
-    at_anchor = np.asarray(chebyshev_basis(jnp.asarray(anchor)[:, None], degree))[0]
-    return total - points.lda_energy.sum() * np.outer(at_anchor, at_anchor)
+    return total - points.lda_energy.sum() * _products_at(anchor, degree)
 
 
 @float64
@@ -100,8 +99,7 @@ def integrate_change(
     blocks = zip(_blocks(orbital.points), _blocks(orbital.change), strict=True)
     for points, change in blocks:
         total += np.asarray(_block_integral_change(transform, points, change, degree))
-    at_anchor = np.asarray(chebyshev_basis(jnp.asarray(anchor)[:, None], degree))[0]
-    return total - orbital.change.lda_energy.sum() * np.outer(at_anchor, at_anchor)
+    return total - orbital.change.lda_energy.sum() * _products_at(anchor, degree)
 
 
 @float64
@@ -209,6 +207,14 @@ def _blocks(points: PointSet) -> list[tuple[Array, Array, Array]]:
         semilocal, nonlocal_ = points.semilocal[:, index], points.nonlocal_[:, index]
         blocks.append((jnp.asarray(semilocal), jnp.asarray(nonlocal_), jnp.asarray(energy)))
     return blocks
+
+
+def _products_at(
+    anchor: Float[np.ndarray, " input"], degree: int
+) -> Float[np.ndarray, "basis basis"]:
+    """t tᵀ at the anchor."""
+    at_anchor = np.asarray(chebyshev_basis(jnp.asarray(anchor)[:, None], degree))[0]
+    return np.outer(at_anchor, at_anchor)
 
 
 @eqx.filter_jit

@@ -27,13 +27,11 @@ from cider.training.descriptors import (
     MAX_MEMORY,
     NonlocalMaps,
     PointSet,
-    density_of,
     density_on_grid,
-    descriptors_of,
-    grids_of,
     in_blocks,
     occupied_weights,
     point_functions,
+    prepare,
     sources,
     worth_keeping,
 )
@@ -85,12 +83,7 @@ def compute_orbitals(
     changes = np.zeros((len(chosen), *dm.shape))
     for change, orbital in zip(changes, chosen, strict=True):
         change[orbital.spin] = _projector(reference, orbital)
-    grids = grids_of(mol, choice)
-    descriptors = descriptors_of(choice)
-    density = density_of(mol, grids, dm, descriptors, maps)
-    convolution = None
-    if maps is not None and descriptors.nldf is not None:
-        convolution = maps.convolution(mol, grids, descriptors.nldf)
+    grids, descriptors, density, convolution = prepare(mol, dm, choice, maps)
     arrays: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
     facts: dict[str, dict[str, list[Any]]] = {
         name: {key: [] for key in ("spins", "exact_exchange", *SEMILOCAL_EXCHANGE)}
