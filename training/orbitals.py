@@ -80,25 +80,24 @@ def compute_orbitals(
         for spin in range(len(dm))
         if (index := orbital_index(reference, name, spin)) is not None
     ]
-    changes = np.zeros((len(chosen), *dm.shape))
-    for change, orbital in zip(changes, chosen, strict=True):
-        change[orbital.spin] = _projector(reference, orbital)
     grids, descriptors, density, convolution = prepare(mol, dm, choice, maps)
+    projectors = np.stack([_projector(reference, orbital) for orbital in chosen])
+    changes = density_on_grid(mol, grids.coords, projectors)
+    if maps is not None and descriptors.sdmx is not None:
+        # Features are quadratic in the density matrix: this difference is their derivative.
+        step = 0.5 * np.linalg.norm(dm)
+        own = np.stack([dm[orbital.spin] for orbital in chosen])
+        sides = np.concatenate([own + step * projectors, own - step * projectors])[None]
+        features = maps.sdmx_features(mol, grids, descriptors.sdmx, sides, MAX_MEMORY)[0]
+        high, low = np.split(features, 2)
+        changes = dataclasses.replace(changes, sdmx=(high - low) / (2 * step))
     arrays: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
     facts: dict[str, dict[str, list[Any]]] = {
         name: {key: [] for key in ("spins", "exact_exchange", *SEMILOCAL_EXCHANGE)}
         for name in names
     }
-    for change_of_dm, orbital in zip(changes, chosen, strict=True):
-        change = density_on_grid(mol, grids.coords, change_of_dm)
-        if maps is not None and descriptors.sdmx is not None:
-            # Features are quadratic in the density matrix: this difference is their derivative.
-            step = 0.5 * np.linalg.norm(dm)
-            sides = np.stack([dm + step * change_of_dm, dm - step * change_of_dm], axis=1)
-            high, low = np.moveaxis(
-                maps.sdmx_features(mol, grids, descriptors.sdmx, sides, MAX_MEMORY), 1, 0
-            )
-            change = dataclasses.replace(change, sdmx=(high - low) / (2 * step))
+    for number, orbital in enumerate(chosen):
+        change = _of_spin_orbital(changes, number, orbital.spin, len(dm))
         own, spin = facts[orbital.name], orbital.spin
         own["spins"].append(spin)
         exact = reference.arrays[f"exchange_by_occupation_{spin}"][orbital.index]
@@ -182,6 +181,13 @@ def _projector(reference: Record, orbital: _SpinOrbital) -> Float[np.ndarray, "a
     )
     vector = vectors[:, orbital.index]
     return np.outer(vector, vector)
+
+
+def _of_spin_orbital(changes: Density, number: int, spin: int, num_spins: int) -> Density:
+    """One of several changes of a density, that of one of its spins alone."""
+    return jax.tree.map(
+        lambda x: np.stack([x[number] * (spin == own) for own in range(num_spins)]), changes
+    )
 
 
 def _semilocal_derivatives(
