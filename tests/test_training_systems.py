@@ -5,8 +5,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from ase.build import molecule
+from ase.data import covalent_radii
 
-from cider.training import systems
+from cider.training import extras, systems
 from cider.training.systems import System
 
 
@@ -17,7 +19,7 @@ def test_default_set_is_complete_and_split():
     assert kinds["molecule"] == 148
     assert kinds["ion"] >= 33
     assert kinds["distorted"] == 30
-    assert kinds["synthetic"] >= 80
+    assert kinds["synthetic"] >= 180
     roles = collections.Counter(s.role for s in systems.molecules())
     assert roles["ten"] == 10
     assert 0.55 < roles["training"] / 138 < 0.75
@@ -28,7 +30,7 @@ def test_default_set_is_complete_and_split():
 def test_extras_never_touch_held_out_molecules():
     held_out = {s.formula for s in systems.molecules() if s.role != "training"}
     roles = {s.name: s.role for s in systems.molecules()}
-    assert not held_out & {s.formula for s in systems.synthetic()}
+    assert not held_out & {s.formula for s in systems.synthetic() + systems.homologues()}
     for system in systems.distorted():
         assert roles[system.name.rsplit("_", 1)[0]] == "training"
         assert system.role == "training"
@@ -52,6 +54,20 @@ def test_distortions_differ_and_repeat():
         xyz = np.asarray(system.positions)
         closest = min(np.linalg.norm(a - b) for i, a in enumerate(xyz) for b in xyz[:i])
         assert closest > 0.6
+
+
+def test_homologues_differ_and_keep_valence_and_bond_directions():
+    found = systems.homologues()
+    assert len({s.formula for s in found}) == len(found) == 100
+    methane = molecule("CH4")
+    geometries = [extras.homologue(methane, index, seed=0) for index in range(20)]
+    assert any(g is None for g in geometries)
+    for geometry in filter(None, geometries):
+        assert set(geometry.symbols[1:]) <= {"H", "F", "Cl"} and geometry.symbols[0] in ("C", "Si")
+        bonds, old = (x.positions[1:] - x.positions[0] for x in (geometry, methane))
+        radii, old_radii = (covalent_radii[x.numbers] for x in (geometry, methane))
+        longer = (radii[0] + radii[1:]) / (old_radii[0] + old_radii[1:])
+        np.testing.assert_allclose(bonds, longer[:, None] * old, rtol=1e-12)
 
 
 def test_small_set_is_closed_under_atomisation():

@@ -1,4 +1,4 @@
-"""Ions, distorted geometries and synthetic molecules that widen the training data.
+"""Ions, distorted geometries, homologues and synthetic molecules that widen the training data.
 
 A functional trained on equilibrium molecules alone has seen few kinds of bonds. What matters for
 the extras is that they differ from one another, not that they exist.
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers, covalent_radii
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 
 # (element, charge, 2S)
 IONS = (
@@ -66,6 +67,10 @@ _TRIATOMICS = (
 # (centre, ligand, number, 2S): planar for three ligands, tetrahedral for four
 _STARS = (("B", "H", 3, 0), ("Al", "H", 3, 0), ("B", "H", 4, 1), ("Be", "H", 3, 1))
 
+# Elements that take one another's places in molecules.
+_GROUPS = (("H", "F", "Cl"), ("Li", "Na"), ("B", "Al"), ("C", "Si"), ("N", "P"), ("O", "S"))
+_REPLACED_SHARE = 0.3
+
 
 def distort(
     xyz: Float[np.ndarray, "atom xyz"], index: int, seed: int
@@ -76,6 +81,33 @@ def distort(
         centre = xyz.mean(axis=0)
         return centre + (xyz - centre) * rng.uniform(0.88, 1.18)
     return xyz + rng.normal(scale=0.07, size=xyz.shape)
+
+
+def homologue(molecule: Atoms, index: int, seed: int) -> Atoms | None:
+    """The molecule with about a third of its elements replaced by others of the same valence.
+
+    Its bonds keep their directions and scale with the covalent radii. There is none if nothing was
+    replaced, or if atoms would come closer than two thirds of their covalent radii.
+    """
+    rng = np.random.default_rng((seed, index))
+    symbols = molecule.get_chemical_symbols()
+    for place, symbol in enumerate(symbols):
+        if rng.random() < _REPLACED_SHARE:
+            symbols[place] = str(rng.choice(next((g for g in _GROUPS if symbol in g), (symbol,))))
+    replaced = Atoms(symbols)
+    old, new = (_bond_lengths(x.numbers) for x in (molecule, replaced))
+    if (old == new).all():
+        return None
+    tree = minimum_spanning_tree(molecule.get_all_distances() / old)
+    order, parents = breadth_first_order(tree, 0, directed=False)
+    for child in order[1:]:
+        parent = parents[child]
+        bond = molecule.positions[child] - molecule.positions[parent]
+        length = new[parent, child] / old[parent, child]
+        replaced.positions[child] = replaced.positions[parent] + length * bond
+    distances = replaced.get_all_distances()
+    np.fill_diagonal(distances, np.inf)
+    return replaced if (distances > 2 / 3 * new).all() else None
 
 
 def synthetic_geometries() -> Iterator[tuple[str, Atoms, int]]:
@@ -99,6 +131,11 @@ def synthetic_geometries() -> Iterator[tuple[str, Atoms, int]]:
 
 def _bond(a: str, b: str) -> float:
     return float(covalent_radii[atomic_numbers[a]] + covalent_radii[atomic_numbers[b]])
+
+
+def _bond_lengths(numbers: Int[np.ndarray, " atom"]) -> Float[np.ndarray, "atom atom"]:
+    radii = covalent_radii[numbers]
+    return radii[:, None] + radii
 
 
 def _name(*symbols: str) -> str:

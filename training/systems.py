@@ -7,6 +7,7 @@ here (ions and excited atoms, distorted molecules, synthetic molecules with unus
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -225,9 +226,28 @@ def synthetic() -> tuple[System, ...]:
     return tuple(system for system in found if system.formula not in held_out)
 
 
+@functools.cache
+def homologues(count: int = 100, seed: int = 0) -> tuple[System, ...]:
+    """Training molecules with elements replaced by others of the same valence.
+
+    All sum formulas differ, and none is that of a held-out molecule.
+    """
+    parents = [s for s in molecules() if s.role == "training" and len(s.symbols) <= 8]
+    order = np.random.default_rng(seed).permutation(len(parents))
+    taken, found = {s.formula for s in molecules()}, list[System]()
+    for index in itertools.count():
+        if len(found) == count:
+            return tuple(found)
+        parent = parents[order[index % len(parents)]]
+        geometry = extras.homologue(Atoms(parent.symbols, parent.positions), index, seed)
+        if geometry is not None and (formula := geometry.get_chemical_formula()) not in taken:
+            taken.add(formula)
+            found.append(from_atoms(geometry, f"{formula}_h", "synthetic", parent.spin))
+
+
 def default_systems() -> tuple[System, ...]:
     """The embedded default: atoms, G2/97 molecules, then the extras."""
-    return unique(atoms() + molecules() + ions() + synthetic() + distorted())
+    return unique(atoms() + molecules() + ions() + synthetic() + distorted() + homologues())
 
 
 def small_systems() -> tuple[System, ...]:
