@@ -86,9 +86,9 @@ def compute_orbitals(
     if maps is not None and descriptors.sdmx is not None:
         # Features are quadratic in the density matrix: this difference is their derivative.
         step = 0.5 * np.linalg.norm(dm)
-        own = np.stack([dm[orbital.spin] for orbital in chosen])
-        sides = np.concatenate([own + step * projectors, own - step * projectors])[None]
-        features = maps.sdmx_features(mol, grids, descriptors.sdmx, sides, MAX_MEMORY)[0]
+        unchanged = np.stack([dm[orbital.spin] for orbital in chosen])
+        sides = np.concatenate([unchanged + step * projectors, unchanged - step * projectors])
+        features = maps.sdmx_features(mol, grids, descriptors.sdmx, sides[None], MAX_MEMORY)[0]
         high, low = np.split(features, 2)
         changes = dataclasses.replace(changes, sdmx=(high - low) / (2 * step))
     arrays: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}

@@ -235,14 +235,15 @@ def homologues(count: int = 100, seed: int = 0) -> tuple[System, ...]:
     parents = [s for s in molecules() if s.role == "training" and len(s.symbols) <= 8]
     order = np.random.default_rng(seed).permutation(len(parents))
     taken, found = {s.formula for s in molecules()}, list[System]()
-    for index in itertools.count():
-        if len(found) == count:
-            return tuple(found)
+    indices = itertools.count()
+    while len(found) < count:
+        index = next(indices)
         parent = parents[order[index % len(parents)]]
         geometry = extras.homologue(Atoms(parent.symbols, parent.positions), index, seed)
         if geometry is not None and (formula := geometry.get_chemical_formula()) not in taken:
             taken.add(formula)
             found.append(from_atoms(geometry, f"{formula}_h", "synthetic", parent.spin))
+    return tuple(found)
 
 
 def default_systems() -> tuple[System, ...]:
