@@ -85,7 +85,7 @@ class Descriptors(eqx.Module):
         if sdmx is None:
             raise NotImplementedError(
                 f"{', '.join(self.sdmx.names)} need the smoothed density matrix, which only "
-                "molecules in PySCF have: choose a functional without these features"
+                "PySCF's calculations have: choose a functional without these features"
             )
         return jnp.concatenate([nldf_features, self.sdmx.scaled(rho, sdmx)])
 

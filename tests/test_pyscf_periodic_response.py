@@ -8,10 +8,15 @@ from pyscf.pbc import dft, gto
 from toy_functionals import toy_exchange, toy_nldf
 
 from cider import CiderFunctional
+from cider.features.sdmx import Sdmx
 from cider.plugins.pyscf.periodic import CiderKNumInt, CiderPeriodicNumInt
 
 ZERO = CiderFunctional(toy_exchange("GGA", size=0.0), correlation="GGA_C_PBE")
 NONLOCAL = CiderFunctional(toy_exchange("MGGA", toy_nldf()), x_mix=0.25, semilocal="PBE")
+OF_MATRIX = CiderFunctional(
+    toy_exchange("GGA", size=0.02, sdmx=Sdmx((("0d", 0), ("1", 2)))), correlation="GGA_C_PBE"
+)
+FUNCTIONALS = pytest.mark.parametrize("functional", [NONLOCAL, OF_MATRIX], ids=str)
 
 CELL = gto.M(
     a=4.0 * np.eye(3) + 0.2,
@@ -47,13 +52,14 @@ def response(grids, xc, dms, changes, integrator=None):
     return method(CELL, grids, xc, dms, changes, kpts=KPTS)
 
 
+@FUNCTIONALS
 @pytest.mark.parametrize("spins", [1, 2])
-def test_response_is_the_derivative_of_the_potential(spins):
+def test_response_is_the_derivative_of_the_potential(spins, functional):
     grids, dms, changes = state(spins)
-    found = np.stack([response(grids, NONLOCAL, dms, change) for change in changes])
+    found = np.stack([response(grids, functional, dms, change) for change in changes])
 
     def along(step):
-        return potential(grids, NONLOCAL, dms + step * changes[0])
+        return potential(grids, functional, dms + step * changes[0])
 
     h = 1e-3
     once, twice = along(h) - along(-h), along(2 * h) - along(-2 * h)
@@ -63,11 +69,12 @@ def test_response_is_the_derivative_of_the_potential(spins):
     assert there == pytest.approx(back, rel=1e-10)
 
 
-def test_complex_densities_respond_by_their_real_and_imaginary_parts():
+@FUNCTIONALS
+def test_complex_densities_respond_by_their_real_and_imaginary_parts(functional):
     """As transitions between orbitals have them."""
     grids, dms, changes = state(1)
-    found = response(grids, NONLOCAL, dms, changes[0] + 1j * changes[1])
-    real, imaginary = response(grids, NONLOCAL, dms, changes)
+    found = response(grids, functional, dms, changes[0] + 1j * changes[1])
+    real, imaginary = response(grids, functional, dms, changes)
     np.testing.assert_allclose(found, real + 1j * imaginary, atol=1e-12)
 
 
@@ -92,18 +99,19 @@ def test_blocks_of_changes_add_up():
     np.testing.assert_allclose(parts, whole, atol=1e-13)
 
 
+@FUNCTIONALS
 @pytest.mark.parametrize("kpt", [np.zeros(3), np.array([0.1, 0.2, 0.3])], ids=["gamma", "other"])
-def test_one_k_point_is_one_of_several(kpt):
+def test_one_k_point_is_one_of_several(kpt, functional):
     grids, dms, changes = state(1)
     dm, change = dms[0].real + 0j, changes[0][:1]
     one, several = CiderPeriodicNumInt(), CiderKNumInt()
-    found = one.nr_rks(CELL, grids, NONLOCAL, dm, kpt=kpt)
-    expected = several.nr_rks(CELL, grids, NONLOCAL, dm[None], kpts=kpt[None])
+    found = one.nr_rks(CELL, grids, functional, dm, kpt=kpt)
+    expected = several.nr_rks(CELL, grids, functional, dm[None], kpts=kpt[None])
     assert found[1] == pytest.approx(expected[1], abs=1e-12)
     np.testing.assert_allclose(found[2], expected[2][0], atol=1e-12)
-    kernel = one.cache_xc_kernel1(CELL, grids, NONLOCAL, dm, kpt=kpt)[2]
-    found = one.nr_rks_fxc(CELL, grids, NONLOCAL, None, change, fxc=kernel, kpts=kpt)
-    expected = several.nr_rks_fxc(CELL, grids, NONLOCAL, dm[None], change, kpts=kpt[None])
+    kernel = one.cache_xc_kernel1(CELL, grids, functional, dm, kpt=kpt)[2]
+    found = one.nr_rks_fxc(CELL, grids, functional, None, change, fxc=kernel, kpts=kpt)
+    expected = several.nr_rks_fxc(CELL, grids, functional, dm[None], change, kpts=kpt[None])
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Inexact
 from pyscf import lib
 from pyscf.dft import numint
 
@@ -73,13 +73,13 @@ def densities(
 
 
 def eigenvectors(
-    dm: Float[np.ndarray, "ao ao"],
-) -> tuple[Float[np.ndarray, " orbital"], Float[np.ndarray, "orbital ao"]]:
-    """Eigenvalues and eigenvectors of the symmetric part, without those that are rounding.
+    dm: Inexact[np.ndarray, "ao ao"],
+) -> tuple[Float[np.ndarray, " orbital"], Inexact[np.ndarray, "orbital ao"]]:
+    """Eigenvalues and eigenvectors of the Hermitian part, without those that are rounding.
 
     Its orbitals are rows.
     """
-    occupations, coefficients = np.linalg.eigh((dm + dm.T) / 2)
+    occupations, coefficients = np.linalg.eigh((dm + dm.conj().T) / 2)
     size = abs(occupations)
     occupied = size > ROUNDING * size.max()
     return occupations[occupied], np.ascontiguousarray(coefficients[:, occupied].T)

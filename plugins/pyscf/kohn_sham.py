@@ -19,7 +19,6 @@ from cider.plugins.pyscf.libxc import (
     answer_for_density_fitting,
     check_libxc_terms,
     raise_not_yet,
-    require_density_alone,
 )
 from cider.plugins.pyscf.numint import CiderNumInt
 from cider.registry import registered_names
@@ -96,8 +95,6 @@ def _require_supported(mf: Any, functional: CiderFunctional) -> None:
             f"more k-points, not yet with {type(mf).__module__}.{type(mf).__name__}: choose one of "
             "those, or a libxc functional such as xc='PBE'"
         )
-    if _is_periodic(mf):
-        require_density_alone("a calculation of cells is", functional)
     if isinstance(mf, _CIAH_SOSCF):
         raise NotImplementedError(
             f"assign {functional} before newton(): PySCF goes on with the functional of the object "

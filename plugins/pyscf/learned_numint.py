@@ -13,12 +13,14 @@ from pyscf.dft.numint import _format_uks_dm
 
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
+from cider.features.sdmx import Sdmx
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
 from cider.plugins.pyscf.libxc import (
     LibxcWithCider,
     libxc_energy_density_and_potential,
     needs_tau,
+    num_ingredients,
 )
 from cider.plugins.pyscf.response import XCKernel, checked_kernel
 
@@ -226,20 +228,52 @@ class LearnedNumInt(abc.ABC):
         """Electrons, energies and potential matrices (spin, set, ...), of one entry per spin."""
         rho = self._densities_of_states(mol, grids, functional, dms, settings)
         exc, potential = self._energies_and_potentials(mol, grids, functional, rho)
-        vmat = self._matrices_at(mol, grids, functional, dms, potential, settings)
+        products = [(dms, potential)]
+        vmat = self._matrices_of(mol, grids, functional, potential, products, settings)
         return rho[:, :, 0] @ grids.weights, exc, vmat
 
-    def _matrices_at(
+    def _densities_of_states(
         self,
         mol: Any,
         grids: Any,
         functional: CiderFunctional,
         dms: Sequence[Any],
-        potential: Float[np.ndarray, "spin set ingredient grid"],
+        settings: Settings,
+    ) -> Float[np.ndarray, "spin set ingredient grid"]:
+        """What a functional reads of density matrices; raises where these make no sense."""
+        self._require_grid(mol, grids, functional)
+        rho = self._densities(mol, grids, dms, needs_tau(functional), settings).real
+        if not np.isfinite(rho).all():
+            raise ValueError(
+                "the density contains NaN or infinity: start the SCF from another guess, or check "
+                "what produced its density matrix"
+            )
+        sdmx = functional.learned.descriptors.sdmx
+        if sdmx is None:
+            return rho
+        matrices = self._matrices(mol, dms)
+        features = self._sdmx_features(mol, grids, sdmx, matrices, settings)
+        return np.concatenate([rho, features], axis=2)
+
+    def _matrices_of(
+        self,
+        mol: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        potential: Inexact[np.ndarray, "spin set ingredient grid"],
+        products: Sequence[tuple[Sequence[Any], np.ndarray]],
         settings: Settings,
     ) -> np.ndarray:
-        """Derivatives of the energy by density matrices, at these."""
-        return self._potential_matrices(mol, grids, potential, settings)
+        """Of the potential; SDMX features add products of matrices and derivatives by them."""
+        rows = num_ingredients(functional)
+        vmat = self._potential_matrices(mol, grids, potential[:, :, :rows], settings)
+        sdmx = functional.learned.descriptors.sdmx
+        if sdmx is None:
+            return vmat
+        for dms, by_features in products:
+            own = self._matrices(mol, dms), by_features[:, :, rows:]
+            vmat = vmat + self._sdmx_potential_matrices(mol, grids, sdmx, *own, settings)
+        return vmat
 
     def _kernel_at(
         self, mol: Any, grids: Any, functional: CiderFunctional, dm: Any, settings: Settings
@@ -248,8 +282,7 @@ class LearnedNumInt(abc.ABC):
         rho = self._densities_of_states(mol, grids, functional, dms, settings)[:, 0]
         check_density(rho, grids.weights)
         convolution = self._convolution_for(mol, grids, functional)
-        matrices = np.stack(dms) if functional.reads_density_matrix else None
-        return XCKernel(functional, rho, grids.weights, convolution, matrices)
+        return XCKernel(functional, rho, grids.weights, convolution, dms)
 
     def _change_of_potential(
         self,
@@ -281,8 +314,33 @@ class LearnedNumInt(abc.ABC):
     def _changes(
         self, mol: Any, grids: Any, kernel: XCKernel, dms: Sequence[Any], settings: Settings
     ) -> Inexact[np.ndarray, "spin set ingredient grid"]:
-        """What a functional reads of changes of the density matrices."""
-        return self._densities(mol, grids, dms, needs_tau(kernel.functional), settings)
+        """What a functional reads of changes of the density matrices.
+
+        SDMX features are quadratic in these, so that differences of any size are their first-order
+        changes; of the size of the matrices for the sake of rounding.
+        """
+        rho = self._densities(mol, grids, dms, needs_tau(kernel.functional), settings)
+        sdmx = kernel.functional.learned.descriptors.sdmx
+        if sdmx is None:
+            return rho
+        unchanged = self._matrices(mol, kernel.dms)
+        features = 0.0
+        for factor, changes in self._hermitian_parts(self._matrices(mol, dms)):
+            axes = 0, *range(2, changes.ndim)
+            size = np.sqrt(np.sum(abs(changes) ** 2, axis=axes, keepdims=True))
+            steps = np.linalg.norm(unchanged) / np.where(size > 0, size, 1.0)
+            high, low = (
+                self._sdmx_features(mol, grids, sdmx, unchanged + sign * steps * changes, settings)
+                for sign in (1, -1)
+            )
+            features = features + factor * (high - low) / (2 * steps.reshape(1, -1, 1, 1))
+        return np.concatenate([rho, features], axis=2)
+
+    def _hermitian_parts(
+        self, matrices: Inexact[np.ndarray, "spin set *kpt ao ao"]
+    ) -> Sequence[tuple[complex, np.ndarray]]:
+        """Factors and Hermitian matrices, whose sum these are; of molecules, what counts of it."""
+        return [(1, matrices)]
 
     def _changes_of_matrices(
         self,
@@ -293,8 +351,17 @@ class LearnedNumInt(abc.ABC):
         potential: Inexact[np.ndarray, "spin set ingredient grid"],
         settings: Settings,
     ) -> np.ndarray:
-        """Changes of the derivatives by density matrices, for changes of these."""
-        return self._potential_matrices(mol, grids, potential, settings)
+        """Changes of the derivatives by density matrices, for changes of these.
+
+        The derivative of a quadratic form is linear in the matrix and in the form's weight.
+        """
+        products = []
+        if kernel.functional.reads_density_matrix:
+            sets = potential.shape[1]
+            unchanged = [np.stack([dm] * sets) for dm in kernel.dms]
+            by_unchanged = np.broadcast_to(kernel.by_state[:, None], potential.shape)
+            products = [(unchanged, potential), (dms, by_unchanged)]
+        return self._matrices_of(mol, grids, kernel.functional, potential, products, settings)
 
     def _energies_and_potentials(
         self,
@@ -343,15 +410,35 @@ class LearnedNumInt(abc.ABC):
         return self._convolution[1]
 
     @abc.abstractmethod
-    def _densities_of_states(
+    def _require_grid(self, mol: Any, grids: Any, functional: CiderFunctional) -> None:
+        """Build the grid where it is missing; raise where it does not serve the functional."""
+
+    @abc.abstractmethod
+    def _matrices(self, mol: Any, dms: Sequence[Any]) -> Inexact[np.ndarray, "spin set *kpt ao ao"]:
+        """One density matrix or several of each spin; raises where these make no sense."""
+
+    @abc.abstractmethod
+    def _sdmx_features(
         self,
         mol: Any,
         grids: Any,
-        functional: CiderFunctional,
-        dms: Sequence[Any],
+        sdmx: Sdmx,
+        dms: Inexact[np.ndarray, "spin set *kpt ao ao"],
         settings: Settings,
-    ) -> Float[np.ndarray, "spin set ingredient grid"]:
-        """What a functional reads of density matrices; raises where these make no sense."""
+    ) -> Float[np.ndarray, "spin set feature grid"]:
+        """Features H of density matrices."""
+
+    @abc.abstractmethod
+    def _sdmx_potential_matrices(
+        self,
+        mol: Any,
+        grids: Any,
+        sdmx: Sdmx,
+        dms: Inexact[np.ndarray, "spin set *kpt ao ao"],
+        by_features: Float[np.ndarray, "spin set feature grid"],
+        settings: Settings,
+    ) -> np.ndarray:
+        """Derivatives of an energy by these matrices, from that by their features."""
 
     @abc.abstractmethod
     def _densities(

@@ -9,6 +9,7 @@ from pyscf.dft import numint
 
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
+from cider.features.sdmx import Sdmx
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.density_matrices import (
     checked_matrices,
@@ -18,15 +19,9 @@ from cider.plugins.pyscf.density_matrices import (
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.learned_numint import LearnedNumInt, Settings, check_density
 from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
-from cider.plugins.pyscf.libxc import (
-    libxc_energy_density_and_potential,
-    needs_tau,
-    num_ingredients,
-)
-from cider.plugins.pyscf.response import XCKernel
+from cider.plugins.pyscf.libxc import libxc_energy_density_and_potential
 from cider.plugins.pyscf.smoothed_density_matrix import (
     Fields,
-    sdmx_changes,
     sdmx_features,
     sdmx_potential_matrices,
 )
@@ -77,86 +72,34 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
             by_centers[np.unique(grids.atm_idx[grids.atm_idx >= 0])] = by_grid.centers
         return potential, by_grid.weights + energy_density, by_centers
 
-    def _densities_of_states(
-        self,
-        mol: Any,
-        grids: Any,
-        functional: CiderFunctional,
-        dms: Sequence[Any],
-        settings: Settings,
-    ) -> Float[np.ndarray, "spin set ingredient grid"]:
+    def _require_grid(self, mol: Any, grids: Any, functional: CiderFunctional) -> None:
         if grids.coords is None:
             grids.build(with_non0tab=True)
-        rho = self._densities(mol, grids, dms, needs_tau(functional), settings)
-        sdmx = functional.learned.descriptors.sdmx
-        if sdmx is None:
-            return rho
-        matrices = checked_matrices(mol, dms)
-        features = sdmx_features(mol, grids, sdmx, matrices, settings.max_memory, self._kept)
-        return np.concatenate([rho, features], axis=2)
 
-    def _matrices_at(
+    def _matrices(self, mol: Any, dms: Sequence[Any]) -> Float[np.ndarray, "spin set ao ao"]:
+        return checked_matrices(mol, dms)
+
+    def _sdmx_features(
         self,
         mol: Any,
         grids: Any,
-        functional: CiderFunctional,
-        dms: Sequence[Any],
-        potential: Float[np.ndarray, "spin set ingredient grid"],
+        sdmx: Sdmx,
+        dms: Float[np.ndarray, "spin set ao ao"],
         settings: Settings,
-    ) -> Float[np.ndarray, "spin set ao ao"]:
-        products = [(checked_matrices(mol, dms), potential[:, :, num_ingredients(functional) :])]
-        return self._matrices_of(mol, grids, functional, potential, products, settings)
+    ) -> Float[np.ndarray, "spin set feature grid"]:
+        return sdmx_features(mol, grids, sdmx, dms, settings.max_memory, self._kept)
 
-    def _changes(
-        self, mol: Any, grids: Any, kernel: XCKernel, dms: Sequence[Any], settings: Settings
-    ) -> Float[np.ndarray, "spin set ingredient grid"]:
-        rho = super()._changes(mol, grids, kernel, dms, settings)
-        sdmx = kernel.functional.learned.descriptors.sdmx
-        if sdmx is None or kernel.matrices is None:
-            return rho
-        matrices = kernel.matrices[:, None], checked_matrices(mol, dms)
-        features = sdmx_changes(mol, grids, sdmx, *matrices, settings.max_memory)
-        return np.concatenate([rho, features], axis=2)
-
-    def _changes_of_matrices(
+    def _sdmx_potential_matrices(
         self,
         mol: Any,
         grids: Any,
-        kernel: XCKernel,
-        dms: Sequence[Any],
-        potential: Float[np.ndarray, "spin set ingredient grid"],
+        sdmx: Sdmx,
+        dms: Float[np.ndarray, "spin set ao ao"],
+        by_features: Float[np.ndarray, "spin set feature grid"],
         settings: Settings,
     ) -> Float[np.ndarray, "spin set ao ao"]:
-        functional, changes = kernel.functional, checked_matrices(mol, dms)
-        products = []
-        if kernel.matrices is not None:
-            # The derivative of a quadratic form is linear in the matrix and in the form's weight.
-            by_changed = potential[:, :, num_ingredients(functional) :]
-            by_unchanged = np.broadcast_to(kernel.by_features[:, None], by_changed.shape)
-            unchanged = np.broadcast_to(kernel.matrices[:, None], changes.shape)
-            products = [(unchanged, by_changed), (changes, by_unchanged)]
-        return self._matrices_of(mol, grids, functional, potential, products, settings)
-
-    def _matrices_of(
-        self,
-        mol: Any,
-        grids: Any,
-        functional: CiderFunctional,
-        potential: Float[np.ndarray, "spin set ingredient grid"],
-        products: Sequence[tuple[np.ndarray, np.ndarray]],
-        settings: Settings,
-    ) -> Float[np.ndarray, "spin set ao ao"]:
-        """Of the potential; SDMX features add products of matrices and derivatives by them."""
-        of_density = potential[:, :, : num_ingredients(functional)]
-        vmat = self._potential_matrices(mol, grids, of_density, settings)
-        sdmx = functional.learned.descriptors.sdmx
-        if sdmx is None:
-            return vmat
-        for matrices, by_features in products:
-            vmat += sdmx_potential_matrices(
-                mol, grids, sdmx, matrices, by_features, settings.max_memory, self._kept
-            )
-        return vmat
+        given = dms, by_features, settings.max_memory
+        return sdmx_potential_matrices(mol, grids, sdmx, *given, self._kept)
 
     def _densities(
         self, mol: Any, grids: Any, dms: Sequence[Any], with_tau: bool, settings: Settings

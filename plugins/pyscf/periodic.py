@@ -12,31 +12,62 @@ from pyscf.pbc.lib.kpts import KPoints
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf
 from cider.features.periodic_grid import periodic_convolution
+from cider.features.sdmx import Sdmx
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_numint import LearnedNumInt, Settings
-from cider.plugins.pyscf.libxc import needs_tau
 from cider.plugins.pyscf.periodic_densities import densities, potential_matrices
+from cider.plugins.pyscf.periodic_smoothed_density_matrix import PeriodicSmoothing
 
 
 class LearnedPeriodicNumInt(LearnedNumInt):
     """What integrations at one k-point and at several have in common."""
 
-    def _densities_of_states(
+    def _require_grid(self, mol: Any, grids: Any, functional: CiderFunctional) -> None:
+        _require_crystal_grid(mol, grids, functional)
+
+    def _matrices(self, mol: Any, dms: Sequence[Any]) -> Inexact[np.ndarray, "spin set kpt ao ao"]:
+        kpts = (1,) if self._matrix_ndim == 2 else np.shape(dms[0])[-3:-2]
+        return np.stack([np.reshape(dm, (-1, *kpts, mol.nao, mol.nao)) for dm in dms])
+
+    def _sdmx_features(
         self,
         mol: Any,
         grids: Any,
-        functional: CiderFunctional,
-        dms: Sequence[Any],
+        sdmx: Sdmx,
+        dms: Inexact[np.ndarray, "spin set kpt ao ao"],
         settings: Settings,
-    ) -> Float[np.ndarray, "spin set ingredient grid"]:
-        _require_crystal_grid(mol, grids, functional)
-        rho = self._densities(mol, grids, dms, needs_tau(functional), settings).real
-        if not np.isfinite(rho).all():
-            raise ValueError(
-                "the density contains NaN or infinity: start the SCF from another guess, or check "
-                "what produced its density matrix"
-            )
-        return rho
+    ) -> Float[np.ndarray, "spin set feature grid"]:
+        return PeriodicSmoothing(mol, grids, sdmx, _k_points(settings.kpts)).features(dms)
+
+    def _sdmx_potential_matrices(
+        self,
+        mol: Any,
+        grids: Any,
+        sdmx: Sdmx,
+        dms: Inexact[np.ndarray, "spin set kpt ao ao"],
+        by_features: Inexact[np.ndarray, "spin set feature grid"],
+        settings: Settings,
+    ) -> np.ndarray:
+        kpts = _k_points(settings.kpts)
+        bands = kpts if settings.kpts_band is None else _k_points(settings.kpts_band)
+        smoothing = PeriodicSmoothing(mol, grids, sdmx, kpts)
+        shape = *dms.shape[:2], len(bands), *dms.shape[-2:]
+        vmat = np.zeros(shape, complex)
+        for factor, own in self._hermitian_parts(dms):
+            for unit, part in ((1, by_features.real), (1j, by_features.imag)):
+                if part.any():
+                    vmat += factor * unit * smoothing.potential_matrices(own, part, bands)
+        if self._matrix_ndim == 3:
+            return vmat
+        real = np.isrealobj(dms) and np.isrealobj(by_features) and not np.any(bands)
+        return vmat[:, :, 0].real if real else vmat[:, :, 0]
+
+    def _hermitian_parts(
+        self, matrices: Inexact[np.ndarray, "spin set kpt ao ao"]
+    ) -> Sequence[tuple[complex, np.ndarray]]:
+        hermitian = (matrices + matrices.conj().swapaxes(-1, -2)) / 2
+        rest = -1j * (matrices - hermitian)
+        return [(1, hermitian), (1j, rest)] if rest.any() else [(1, hermitian)]
 
     def _densities(
         self, mol: Any, grids: Any, dms: Sequence[Any], with_tau: bool, settings: Settings
@@ -76,7 +107,7 @@ class CiderPeriodicNumInt(LearnedPeriodicNumInt, numint.NumInt):
     ) -> tuple[Float[np.ndarray, "spin set"], Float[np.ndarray, " set"], np.ndarray]:
         if settings.kpts_band is None:
             return super()._integrate(cell, grids, functional, dms, settings)
-        kpts = np.reshape(np.zeros(3) if settings.kpts is None else settings.kpts, (1, 3))
+        kpts = _k_points(settings.kpts)
         dms = [np.reshape(dm, (-1, 1, *np.shape(dm)[-2:])) for dm in dms]
         one_of_several = settings._replace(kpts=kpts)
         return CiderKNumInt()._integrate(cell, grids, functional, dms, one_of_several)
@@ -105,7 +136,8 @@ class CiderKNumInt(LearnedPeriodicNumInt, numint.KNumInt):
 
 
 def _require_crystal_grid(cell: Any, grids: Any, functional: CiderFunctional) -> None:
-    if functional.learned.descriptors.nldf is None:
+    descriptors = functional.learned.descriptors
+    if descriptors.nldf is None and descriptors.sdmx is None:
         return
     if not isinstance(grids, UniformGrids):
         raise NotImplementedError(
@@ -118,6 +150,10 @@ def _require_crystal_grid(cell: Any, grids: Any, functional: CiderFunctional) ->
             f"{functional} has nonlocal features, which are periodic in three dimensions, not in "
             f"{cell.dimension}: put the molecule or slab into a cell of dimension 3 with vacuum"
         )
+
+
+def _k_points(kpts: Any) -> Float[np.ndarray, "kpt xyz"]:
+    return np.reshape(np.zeros(3) if kpts is None else kpts, (-1, 3))
 
 
 def require_all_k_points(mf: Any, feature: str) -> None:

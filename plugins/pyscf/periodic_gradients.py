@@ -15,15 +15,19 @@ from pyscf.pbc.grad import kuks as kuks_gradients
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_numint import Settings
 from cider.plugins.pyscf.learned_part import density_of, threads_of_pyscf
+from cider.plugins.pyscf.libxc import require_density_alone
 from cider.plugins.pyscf.periodic import CiderKNumInt, require_all_k_points
 
 
 def gradients_of_cell(mf: Any) -> "CiderPeriodicGradients":
     """PySCF's gradients of a crystal, once they know what to do with its functional.
 
-    Raises ``NotImplementedError`` for what PySCF itself has none of.
+    Raises ``NotImplementedError`` for what PySCF itself has none of, and for functionals that read
+    the density matrix.
     """
     require_all_k_points(mf, "the gradient")
+    if isinstance(mf.xc, CiderFunctional):
+        require_density_alone("the gradient of periodic cells is", mf.xc)
     if not isinstance(mf.with_df, FFTDF):
         raise NotImplementedError(
             f"PySCF has no forces and stress with {type(mf.with_df).__name__}: take FFTDF, its "

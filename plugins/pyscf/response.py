@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ class XCKernel:
     rho: Float[np.ndarray, "spin ingredient grid"]
     weights: Float[np.ndarray, " grid"]
     convolution: GaussianConvolution | None
-    matrices: Float[np.ndarray, "spin ao ao"] | None = None
-    """The density matrices, for those functionals that read them."""
+    dms: Sequence[Any]
+    """The density matrix of each spin."""
     factor: float = 1.0
 
     def __mul__(self, factor: float) -> "XCKernel":
@@ -64,17 +65,19 @@ class XCKernel:
         return self.factor * potential
 
     @property
-    def by_features(self) -> Float[np.ndarray, "spin feature grid"]:
-        """Derivative of the energy by the SDMX features at this density."""
-        return self.factor * self._by_features
+    def by_state(self) -> Float[np.ndarray, "spin ingredient grid"]:
+        """Derivative of the learned energy by rho, grad rho, tau and features of the density."""
+        return self.factor * self._by_state
 
     @functools.cached_property
-    def _by_features(self) -> Float[np.ndarray, "spin feature grid"]:
+    def _by_state(self) -> Float[np.ndarray, "spin ingredient grid"]:
+        potential = np.zeros_like(self.rho)
         with threads_of_pyscf():
-            _, potential = self.functional.learned_energy_and_potential(
+            _, by_density = self.functional.learned_energy_and_potential(
                 density_of(self.functional, self.rho), self.weights, self.convolution
             )
-        return np.asarray(potential.sdmx)
+        add_density(potential, by_density)
+        return potential
 
     @functools.cached_property
     def _learned(self) -> LinearResponse:

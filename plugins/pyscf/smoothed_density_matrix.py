@@ -118,26 +118,6 @@ def sdmx_gradients(
     return matrices, by_points
 
 
-def sdmx_changes(
-    mol: Any,
-    grids: Any,
-    sdmx: Sdmx,
-    dms: Float[np.ndarray, "spin 1 ao ao"],
-    changes: Float[np.ndarray, "spin set ao ao"],
-    max_memory: float,
-) -> Float[np.ndarray, "spin set feature grid"]:
-    """First-order changes of the features of density matrices, for changes of these.
-
-    Of what is quadratic, they are differences of any size; of the size of the matrices for the
-    sake of rounding.
-    """
-    size = np.sqrt(np.sum(changes**2, axis=(0, 2, 3)))
-    steps = (np.linalg.norm(dms) / np.where(size > 0, size, 1.0))[:, None, None]
-    high = sdmx_features(mol, grids, sdmx, dms + steps * changes, max_memory)
-    low = sdmx_features(mol, grids, sdmx, dms - steps * changes, max_memory)
-    return (high - low) / (2 * steps)
-
-
 def smoothed_shells(mol: Any, sdmx: Sdmx, moving: bool = False) -> SmoothedShells:
     """The shells of a molecule with what smooths them, and, if ``moving``, what motion needs.
 
