@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.calculator import PropertyNotImplementedError, SCFError
+from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from ase.units import Hartree
+from ase.vibrations import Vibrations
 from pyscf import dft, gto
 from toy_functionals import toy_exchange
 
@@ -53,6 +55,35 @@ def test_optimisation():
         assert BFGS(atoms, logfile=None).run(fmax=1e-3, steps=20)
         lengths.append(atoms.get_distance(0, 1))
     assert lengths[0] == pytest.approx(lengths[1], abs=1e-4)
+
+
+def hydrogen(length):
+    return Atoms("H2", [[0, 0, 0], [0, 0, length]], calculator=Cider(FUNCTIONAL, **SETTINGS))
+
+
+def test_vibrations(tmp_path):
+    """That of one atom has the force constant that the energies give."""
+    step = 0.01
+    vibrations = Vibrations(hydrogen(0.75), indices=[1], name=str(tmp_path / "h2"), delta=step)
+    vibrations.run()
+    energies = [hydrogen(0.75 + k * step).get_potential_energy() for k in (-2, -1, 0, 1, 2)]
+    expected = np.dot([-1, 16, -30, 16, -1], energies) / (12 * step**2)
+    found = vibrations.get_vibrations().get_hessian_2d()[2, 2]
+    # Differences of forces are of second order in the step.
+    assert found == pytest.approx(expected, rel=5e-3)
+
+
+def test_dynamics_conserve_the_energy():
+    """What kinetic energy there is comes from the potential; the integrator is of second order."""
+    deviations, atoms = [], None
+    for step in (0.4, 0.2):  # fs
+        atoms = hydrogen(0.85)
+        start = atoms.get_total_energy()
+        VelocityVerlet(atoms, step * units.fs).run(round(2.4 / step))
+        deviations.append(atoms.get_total_energy() - start)
+    assert atoms.get_kinetic_energy() > 0.1
+    assert deviations[1] == pytest.approx(deviations[0] / 4, abs=0.1 * abs(deviations[0]))
+    assert abs(deviations[1]) < 0.01 * atoms.get_kinetic_energy()
 
 
 CRYSTAL = {"basis": "gth-szv", "pseudo": "gth-pade", "mesh": [14] * 3, "kpts": (2, 1, 1)}
