@@ -21,7 +21,7 @@ from cider.correlation import CorrelationTerm
 from cider.descriptors import Descriptors
 from cider.exchange import ExchangeTerm
 from cider.features.nldf import Nldf, NldfExponent
-from cider.features.sdmx import LARGEST_RADIUS, NUM_RADII, Sdmx
+from cider.features.sdmx import LARGEST_RADIUS, Sdmx, SdmxRadii
 from cider.input_transform import FractionTransform, InputTransform, quadratic_monomials
 from cider.learned_functional import LearnedFunctional
 from cider.models import (
@@ -126,6 +126,9 @@ def _build_term(specification: Header, arrays: Arrays) -> ExchangeTerm | Correla
 
 # Descriptors.
 
+_PER_OCTAVE = "radii_per_octave"
+"""Not said of two, as files from before there were others."""
+
 
 def _build_descriptors(specification: Header) -> Descriptors:
     given = specification["nldf"]
@@ -137,7 +140,7 @@ def _build_descriptors(specification: Header) -> Descriptors:
         )
     sdmx = None
     if "sdmx" in specification:
-        sdmx = Sdmx(tuple((family, j) for family, j in specification["sdmx"]["features"]))
+        sdmx = _build_sdmx(specification["sdmx"])
     return Descriptors(specification["level"], nldf, specification["kinetic"], sdmx)
 
 
@@ -148,13 +151,25 @@ def _descriptors_specification(descriptors: Descriptors) -> Header:
         "nldf": None if descriptors.nldf is None else _nldf_specification(descriptors.nldf),
     }
     if descriptors.sdmx is not None:
-        # The quadrature is kept for the same reason as the bounds of exponents.
-        specification["sdmx"] = {
-            "features": [list(term) for term in descriptors.sdmx.terms],
-            "largest_radius": LARGEST_RADIUS,
-            "radii": NUM_RADII,
-        }
+        specification["sdmx"] = _sdmx_specification(descriptors.sdmx)
     return specification
+
+
+def _build_sdmx(specification: Header) -> Sdmx:
+    terms = tuple((family, j) for family, j in specification["features"])
+    radii = integers([specification["radii"], specification.get(_PER_OCTAVE, 2)])
+    return Sdmx(terms, SdmxRadii(*radii))
+
+
+def _sdmx_specification(sdmx: Sdmx) -> Header:
+    # The largest radius is kept for the same reason as the bounds of exponents below.
+    finer = {} if sdmx.radii.per_octave == 2 else {_PER_OCTAVE: sdmx.radii.per_octave}
+    return {
+        "features": [list(term) for term in sdmx.terms],
+        "largest_radius": LARGEST_RADIUS,
+        "radii": sdmx.radii.count,
+        **finer,
+    }
 
 
 def _nldf_specification(nldf: Nldf) -> Header:

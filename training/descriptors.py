@@ -25,7 +25,7 @@ from cider.descriptors import Descriptors, safe_ingredients, safe_sdmx
 from cider.features import gaussian_ladder
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf, NldfExponent
-from cider.features.sdmx import LARGEST_RADIUS, NUM_RADII, Sdmx
+from cider.features.sdmx import LARGEST_RADIUS, Sdmx, SdmxRadii
 from cider.training.produce import Job, ProductionSummary, with_progress
 from cider.training.recipe import FeatureChoice
 from cider.training.reference import limit_threads, read_density, reference_key
@@ -91,7 +91,7 @@ def descriptor_settings(choice: FeatureChoice, references: Store) -> dict[str, A
         settings["bounds"] = [NldfExponent.FLOOR, NldfExponent.CEILING]
         settings["ladder"] = [gaussian_ladder.RATIO, gaussian_ladder.ORIGIN]
     if choice.sdmx:
-        settings["radii"] = [LARGEST_RADIUS, NUM_RADII]
+        settings["radii"] = [LARGEST_RADIUS, SdmxRadii().count]
     else:
         del settings["sdmx"]
     return settings
