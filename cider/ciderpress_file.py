@@ -77,15 +77,15 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 _MISSING = {
     "ciderpress.dft.xc_torch.": "neural networks of other kinds",
-    "ciderpress.dft.settings.SDMX": "SDMX features",
-    "ciderpress.dft.settings.SADM": "SDMX features",
+    "ciderpress.dft.settings.SDMX": "SDMX features of other kinds",
+    "ciderpress.dft.settings.SADM": "SDMX features of other kinds",
     "ciderpress.dft.settings.NLDFSettings": "NLDF features of other versions than j",
     "ciderpress.dft.settings.FracLaplSettings": "fractional Laplacian features",
     "ciderpress.dft.settings.HybridSettings": "exact exchange as a feature",
-    "ciderpress.dft.feat_normalizer.": "normalisations by the density",
-    "ciderpress.dft.transform_data.": "other input maps than of p, alpha, tau and NLDF alone",
+    "ciderpress.dft.feat_normalizer.": "other normalisations than by constants and the density",
+    "ciderpress.dft.transform_data.": "other input maps than of single features",
     "ciderpress.dft.xc_evaluator2.": "other energies than MappedDFTKernel2",
-    "ciderpress.dft.xc_evaluator.": "other models than splines and sums over control points",
+    "ciderpress.dft.xc_evaluator.": "other models than splines, networks and sums over points",
     "ciderpress.dft.baselines.": "other baselines than LDA, PBE and Chachiyo exchange",
 }
 """What models need that have these names, or names that begin so, and is not there yet."""
@@ -118,6 +118,22 @@ class Record:
         if isinstance(value, float) and not math.isfinite(value):
             raise CiderpressFileError(f"{self.where}: {key!r} is NaN or infinity")
         return value
+
+    def part(self, key: str, name: str) -> "Record":
+        """A field, which must be there and an object of that class."""
+        return self.checked(self.fields.get(key), name)
+
+    def checked(self, value: Any, name: str) -> "Record":
+        """Something that is in it, which must be an object of that class."""
+        if not isinstance(value, Record) or value.name != name:
+            found = value.name if isinstance(value, Record) else type(value).__name__
+            raise CiderpressFileError(f"{self.where}: {self.name} needs {name}, but has {found}")
+        return value
+
+
+def is_tuple_of(kind: type, value: Any) -> bool:
+    """Whether it is a tuple of nothing else."""
+    return isinstance(value, tuple) and all(type(entry) is kind for entry in value)
 
 
 def read_ciderpress_file(path: str | os.PathLike[str]) -> Record:

@@ -4,9 +4,10 @@ The models CIDER23X are, for each spin-scaled density,
 
 .. math:: e_x = e_x^{LDA} \left[F_{base}(p) + g(x)\right]
 
-with g a sum of cubic splines. Ref: Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024). The models
-CIDER26XC add :math:`e_c = e_c^{PBE} \left[1 + g(x)\right]`, with a sum over control points for
-both g.
+with g a sum of cubic splines. Ref: Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024). Those of
+CIDER24X are the same of other features, of the smoothed density matrix, with a neural network for
+g. Ref: Bystrom, Falletta, Kozinsky, J. Chem. Theory Comput. 20, 7516 (2024). The models CIDER26XC
+add :math:`e_c = e_c^{PBE} \left[1 + g(x)\right]`, with a sum over control points for both g.
 """
 
 import hashlib
@@ -21,15 +22,23 @@ from typing import Any
 import numpy as np
 
 from cider.additive_spline import AdditiveSpline, UniformKnots
-from cider.ciderpress_file import CiderpressFileError, Record, read_ciderpress_file
+from cider.ciderpress_features import (
+    PublishedFeatures,
+    feature_maps,
+    published_features,
+    published_transform,
+)
+from cider.ciderpress_file import (
+    CiderpressFileError,
+    Record,
+    is_tuple_of,
+    read_ciderpress_file,
+)
 from cider.correlation import CorrelationTerm
-from cider.descriptors import Descriptors
 from cider.exchange import ExchangeTerm
-from cider.features.nldf import Nldf, NldfExponent
-from cider.features.semilocal import GRADIENT_SCALE
 from cider.files import save_functional
-from cider.input_transform import FractionTransform
 from cider.learned_functional import LearnedFunctional
+from cider.modulated_network import ModulatedNetwork
 from cider.radial_basis import RadialBasis
 
 _BASELINES = {
@@ -39,8 +48,8 @@ _BASELINES = {
 }
 """Names of the models CIDER23X, whose baselines are functions; later ones have those of libxc."""
 
-_EXPONENT_FACTOR = 1.2 * (6 * math.pi**2) ** (2 / 3) / math.pi
-"""Their multipliers of gradient and tau are in other units than B and C of ``NldfExponent``."""
+_THEORY = "Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024)"
+_SDMX_THEORY = "Bystrom, Falletta, Kozinsky, J. Chem. Theory Comput. 20, 7516 (2024)"
 
 
 def load_ciderpress(path: str | os.PathLike[str]) -> LearnedFunctional:
@@ -50,7 +59,9 @@ def load_ciderpress(path: str | os.PathLike[str]) -> LearnedFunctional:
     bounds of our nonlocal exponents stand in place of the published cutoff at 1e-10 bohr^-3: that
     moved exchange energies of H2O and O2 by 1e-8 Ha, and exchange-correlation energies (of
     CIDER26XCCHEM) by 3e-9 Ha. Points below that cutoff, whose learned part the published code
-    leaves out, held 2e-10 Ha.
+    leaves out, held 2e-10 Ha. Features of the density matrix are integrals over R by another rule
+    than the published code's: exchange energies of CIDER24X are within 2e-6 Ha of those of
+    converged integrals, the published ones within 7e-5 (H2O, O2, SO2).
 
     Raises:
         CiderpressFileError: The file is damaged, foreign or refused.
@@ -84,7 +95,7 @@ def convert_ciderpress(
         "package": "ciderpress",
         "file": Path(path).name,
         "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-        "theory": "Bystrom, Kozinsky, Phys. Rev. B 110, 075130 (2024)",
+        "theory": _THEORY if functional.descriptors.sdmx is None else _SDMX_THEORY,
     }
     save_functional(out, functional, {"converted_from": source})
 
@@ -135,10 +146,11 @@ def _functional(name: str, model: Record) -> LearnedFunctional:
     if model.fields.get("libxc_baseline") is not None:
         raise NotImplementedError(f"{model.where}: the model adds a functional of libxc to its own")
     kernel_name = {"MappedXC": "MappedDFTKernel", "MappedXC2": "MappedDFTKernel2"}[model.name]
-    kernels = [_record(given, kernel_name, model) for given in model.get("kernels", list)]
-    descriptors, references = _descriptors(_part(model, "settings", "FeatureSettings"))
-    terms = tuple(_term(kernel, descriptors, references) for kernel in kernels)
-    return LearnedFunctional(name, descriptors, terms, _dispersion(model))
+    kernels = [model.checked(given, kernel_name) for given in model.get("kernels", list)]
+    read = [own.fields.get("i") for kernel in kernels for own in feature_maps(kernel)]
+    features = published_features(model.part("settings", "FeatureSettings"), read)
+    terms = tuple(_term(kernel, features) for kernel in kernels)
+    return LearnedFunctional(name, features.descriptors, terms, _dispersion(model))
 
 
 def _dispersion(model: Record) -> str | None:
@@ -160,9 +172,7 @@ def _dispersion(model: Record) -> str | None:
     return f"d4{'' if three_bodies else '2b'}:{method.lower()}"
 
 
-def _term(
-    kernel: Record, descriptors: Descriptors, references: list[float]
-) -> ExchangeTerm | CorrelationTerm:
+def _term(kernel: Record, features: PublishedFeatures) -> ExchangeTerm | CorrelationTerm:
     mode = kernel.get("mode", str)
     is_correlation = mode == "NPOL" and kernel.name == "MappedDFTKernel2"
     if mode != "SEP" and not is_correlation:
@@ -181,10 +191,10 @@ def _term(
     evaluators = kernel.get("fevals", list)
     if len(evaluators) != 1:
         raise NotImplementedError(f"{kernel.where}: the model is a sum of several learned parts")
-    maps = _maps(_part(kernel, "feature_list", "FeatureList"))
+    maps = feature_maps(kernel)
     positions = [i for i, own in enumerate(maps) if own.name == "SLNMap"]
     others = [i for i in range(len(maps)) if i not in positions]
-    transform = _transform([maps[i] for i in others], references, descriptors, kernel.where)
+    transform = published_transform([maps[i] for i in others], features, kernel.where)
     model = _model(evaluators[0], kernel, others + positions)
     if not is_correlation and not positions:
         return ExchangeTerm(baseline, transform, model)
@@ -205,147 +215,6 @@ def _baseline(kernel: Record, field: str) -> str:
     return name
 
 
-# Descriptors: which, and in what unit the model reads each.
-
-
-def _descriptors(settings: Record) -> tuple[Descriptors, list[float]]:
-    """The descriptors, and the value of each (as the model reads it) where ours is zero."""
-    semilocal = _part(settings, "sl_settings", "SemilocalSettings")
-    level, mode = semilocal.get("level", str), semilocal.get("mode", str)
-    if (level, mode) not in (("GGA", "np"), ("MGGA", "npa"), ("MGGA", "nst")):
-        raise NotImplementedError(
-            f"{semilocal.where}: semilocal features {mode!r} at level {level!r}; cider reads p "
-            "and alpha, or p and tau"
-        )
-    references = [1 / GRADIENT_SCALE] + [1.0] * (level == "MGGA")
-    normalizers = _part(settings, "normalizers", "FeatNormalizerList").get("_normalizers", list)
-    num_semilocal = 1 + len(references)  # the density comes first and is no descriptor
-    if any(n is not None for n in normalizers[:num_semilocal]):
-        raise NotImplementedError(f"{settings.where}: semilocal features are normalised")
-    for kind in ("nlof_settings", "sdmx_settings", "hyb_settings"):
-        given = settings.fields.get(kind)
-        if isinstance(given, Record) and given.name == "SDMXFullSettings":
-            raise NotImplementedError(
-                f"{given.where}: the model needs SDMX features, which cider does not have yet"
-            )
-        if given is not None:  # older files do not know all kinds
-            _part(settings, kind, "EmptySettings")
-    nldf_settings = settings.get("nldf_settings", Record)
-    nldf = None if nldf_settings.name == "EmptySettings" else _nldf(nldf_settings)
-    values = [] if nldf is None else list(nldf.ueg)
-    if len(normalizers) != num_semilocal + len(values):
-        raise CiderpressFileError(f"{settings.where}: as many normalisers as features are needed")
-    for value, given in zip(values, normalizers[num_semilocal:], strict=True):
-        if isinstance(given, Record) and given.name == "DensityNormalizer":
-            raise NotImplementedError(f"{given.where}: NLDF features normalised by the density")
-        normalizer = _record(given, "ConstantNormalizer", settings)
-        references.append(float(value) * normalizer.get("const", float))
-    kinetic = "tau/tau_0" if mode == "nst" else "alpha"
-    return Descriptors(level, nldf, kinetic), references
-
-
-def _nldf(settings: Record) -> Nldf:
-    if settings.name != "NLDFSettingsVJ":
-        raise CiderpressFileError(f"{settings.where}: {settings.name} holds no NLDF features")
-    specs = settings.get("feat_specs", list)
-    has_version_i = any(
-        settings.fields.get(kind) for kind in ("l0_feat_specs", "l1_feat_specs", "l1_feat_dots")
-    )
-    is_plain = settings.get("rho_mult", str) == "one" and all(spec == "se" for spec in specs)
-    if has_version_i or not is_plain:
-        raise NotImplementedError(
-            f"{settings.where}: NLDF features of other kernels than squared exponentials"
-        )
-    parameters = settings.get("feat_params", list)
-    if len(parameters) != len(specs):
-        raise CiderpressFileError(f"{settings.where}: feat_specs and feat_params differ in length")
-    level = settings.fields.get("_sl_level", "MGGA")
-    source, *features = (
-        _exponent(given, level, settings.where)
-        for given in (settings.get("theta_params", list), *parameters)
-    )
-    return Nldf(source, tuple(features))
-
-
-def _exponent(given: Any, level: Any, where: str) -> NldfExponent:
-    r"""The exponent of parameters [a0, gradient multiplier, tau multiplier].
-
-    .. math:: a = \pi (n/2)^{2/3} \left[a_0 + f m_\nabla \frac{\tau_W}{\tau_0}
-              + f m_\tau \left(\frac{\tau}{\tau_0} - 1\right)\right], \qquad
-              f = \frac{6}{5\pi} (6\pi^2)^{2/3}
-
-    Those of level GGA have no last term.
-    """
-    least = {"GGA": 2, "MGGA": 3}.get(level) if isinstance(level, str) else None
-    numbers = given if isinstance(given, list) else []
-    if (
-        least is None
-        or not least <= len(numbers) <= 3
-        or any(type(number) not in (int, float) for number in numbers)
-    ):
-        raise CiderpressFileError(
-            f"{where}: {given!r} are no parameters of an exponent at level {level!r}"
-        )
-    by_tau = numbers[2] if level == "MGGA" else 0.0
-    return NldfExponent(
-        float(numbers[0]), _EXPONENT_FACTOR * numbers[1], float(_EXPONENT_FACTOR * by_tau)
-    )
-
-
-# Input maps and models.
-
-
-def _maps(features: Record) -> list[Record]:
-    maps = features.get("feat_list", list)
-    if not all(isinstance(own, Record) for own in maps):
-        raise CiderpressFileError(f"{features.where}: the maps of features are incomplete")
-    return maps
-
-
-def _transform(
-    maps: list[Record], references: list[float], descriptors: Descriptors, where: str
-) -> FractionTransform:
-    r"""The maps of single features; ``references`` are the features where our descriptors are 0.
-
-    U: :math:`\gamma q/(1 + \gamma q)`; V: :math:`s` times that, less the centre c; Z:
-    :math:`s/(1 + \gamma q^2) - c`; SLX: as U, of the density and sigma; SLT:
-    :math:`(q - 1)/(q + 1)`, of the density and tau.
-    """
-    fractions = [_fraction(own) for own in maps]
-    reads = [read for read, *_ in fractions]
-    of_ingredients = descriptors.kinetic == "tau/tau_0"
-    expected: list[tuple[int, ...]] = [(0, 1), (0, 2)] if of_ingredients else []
-    expected += [(i + 1,) for i in range(len(expected), len(references))]
-    if reads != expected:
-        raise NotImplementedError(
-            f"{where}: the model does not read each feature once, in their order"
-        )
-    _, powers, gammas, scales, offsets = zip(*fractions, strict=True)
-    ratios = [
-        gamma * reference**power
-        for gamma, reference, power in zip(gammas, references, powers, strict=True)
-    ]
-    return FractionTransform(powers, np.array(ratios), np.array(scales), np.array(offsets))
-
-
-def _fraction(own: Record) -> tuple[tuple[Any, ...], int, float, float, float]:
-    """What a map reads; and power, gamma, scale and offset of the fraction that it makes."""
-    if own.name == "SLTMap":
-        return (own.fields.get("i"), own.fields.get("j")), 1, 1.0, 2.0, -1.0
-    gamma = own.get("gamma", float)
-    if own.name == "SLXMap":
-        return (own.fields.get("i"), own.fields.get("j")), 1, gamma, 1.0, 0.0
-    read = (own.fields.get("i"),)
-    if own.name == "UMap":
-        return read, 1, gamma, 1.0, 0.0
-    scale, center = own.get("scale", float), own.get("center", float)
-    if own.name == "VMap":
-        return read, 1, gamma, scale, -center
-    if own.name != "ZMap":
-        raise CiderpressFileError(f"{own.where}: {own.name} is no map of a feature")
-    return read, 2, gamma, -scale, scale - center
-
-
 def _density_scale(own: Record) -> float:
     r"""SLN: :math:`(1 + 3\gamma n/4\pi)^{-1/3}`."""
     if own.fields.get("i") != 0:
@@ -353,16 +222,22 @@ def _density_scale(own: Record) -> float:
     return 3 * own.get("gamma", float) / (4 * math.pi)
 
 
-def _model(given: Any, kernel: Record, order: list[int]) -> AdditiveSpline | RadialBasis:
+# Models.
+
+
+def _model(
+    given: Any, kernel: Record, order: list[int]
+) -> AdditiveSpline | RadialBasis | ModulatedNetwork:
     """The learned part; its input i is the published one ``order[i]``."""
     if isinstance(given, Record) and given.name == "RBFEvaluator":
         return _radial_basis(given, order)
-    if isinstance(given, Record) and given.name == "NNEvaluator":
-        raise NotImplementedError(f"{given.where}: the model is a neural network")
-    evaluator = _record(given, "SplineSetEvaluator", kernel)
     if order != list(range(len(order))):
-        raise NotImplementedError(f"{kernel.where}: splines that read the density itself")
-    return _spline(evaluator, len(order))
+        raise NotImplementedError(
+            f"{kernel.where}: splines or networks that read the density itself"
+        )
+    if isinstance(given, Record) and given.name == "NNEvaluator":
+        return _network(given.part("model", "XNet"), len(order))
+    return _spline(kernel.checked(given, "SplineSetEvaluator"), len(order))
 
 
 def _radial_basis(evaluator: Record, order: list[int]) -> RadialBasis:
@@ -379,6 +254,41 @@ def _radial_basis(evaluator: Record, order: list[int]) -> RadialBasis:
     return RadialBasis(*(np.array(values, dtype=np.float64, order="C") for values in arrays))
 
 
+def _network(network: Record, num_inputs: int) -> ModulatedNetwork:
+    """The layers l0, lls, which the l2s modulate, and last."""
+    modules = network.get("_modules", dict)
+    network.checked(modules.get("af"), "Tanh")
+    layers, modulations = (
+        [_linear(given, own) for given in own.get("_modules", dict).values()]
+        for own in (network.checked(modules.get(name), "ModuleList") for name in ("lls", "l2s"))
+    )
+    entry, last = (_linear(modules.get(name), network) for name in ("l0", "last"))
+    if len(last[0]) != 1 or entry[0].shape[1] != num_inputs or not layers or not modulations:
+        raise CiderpressFileError(
+            f"{network.where}: {len(layers)} layers of a network of {entry[0].shape[1]} inputs and "
+            f"{len(last[0])} outputs, but there are {num_inputs} inputs and one output"
+        )
+    return ModulatedNetwork(
+        *entry,
+        *map(np.stack, zip(*modulations, strict=True)),
+        *map(np.stack, zip(*layers, strict=True)),
+        *(np.array(values[0]) for values in last),
+    )
+
+
+def _linear(given: Any, parent: Record) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and biases of a layer."""
+    parameters = parent.checked(given, "Linear").get("_parameters", dict)
+    weights, biases = (parameters.get(name) for name in ("weight", "bias"))
+    if (
+        not (isinstance(weights, np.ndarray) and isinstance(biases, np.ndarray))
+        or weights.ndim != 2
+        or biases.shape != weights.shape[:1]
+    ):
+        raise CiderpressFileError(f"{parent.where}: a layer of a network has no weights and biases")
+    return np.array(weights, dtype=np.float64), np.array(biases, dtype=np.float64)
+
+
 def _spline(evaluator: Record, num_inputs: int) -> AdditiveSpline:
     where = evaluator.where
     scales = evaluator.get("scale", np.ndarray)
@@ -388,7 +298,7 @@ def _spline(evaluator: Record, num_inputs: int) -> AdditiveSpline:
     knots: dict[int, UniformKnots] = {}
     terms, coefficients = [], []
     for scale, inputs, grids, values in zip(scales, *tables, strict=True):
-        if not _is_tuple_of(int, inputs) or not _is_tuple_of(tuple, grids):
+        if not is_tuple_of(int, inputs) or not is_tuple_of(tuple, grids):
             raise CiderpressFileError(f"{where}: a term is not given by inputs and grids")
         if len(inputs) != len(grids) or not isinstance(values, np.ndarray):
             raise CiderpressFileError(f"{where}: a term has inputs {inputs}, grids {grids}")
@@ -414,18 +324,3 @@ def _knots(grid: tuple[Any, ...], where: str) -> UniformKnots:
     if len(grid) != 3 or not plain or type(grid[2]) is not int:
         raise CiderpressFileError(f"{where}: {grid!r} is no uniform grid")
     return UniformKnots(float(grid[0]), float(grid[1]), grid[2])
-
-
-def _is_tuple_of(kind: type, value: Any) -> bool:
-    return isinstance(value, tuple) and all(type(entry) is kind for entry in value)
-
-
-def _part(parent: Record, field: str, name: str) -> Record:
-    return _record(parent.fields.get(field), name, parent)
-
-
-def _record(value: Any, name: str, parent: Record) -> Record:
-    if not isinstance(value, Record) or value.name != name:
-        found = value.name if isinstance(value, Record) else type(value).__name__
-        raise CiderpressFileError(f"{parent.where}: {parent.name} needs {name}, but has {found}")
-    return value

@@ -19,6 +19,15 @@ A kind is added by one entry of ``KINDS``. Arrays of each kind, all of float64::
     ...
     readout
     anchor
+
+    entry_weights     modulated network
+    entry_biases
+    modulations
+    shifts
+    weights
+    biases
+    readout
+    constant
 """
 
 from collections.abc import Callable
@@ -29,6 +38,7 @@ import numpy as np
 
 from cider.additive_spline import AdditiveSpline, UniformKnots, spline_shapes
 from cider.gaussian_process import QuadraticGaussianProcess
+from cider.modulated_network import ModulatedNetwork, modulated_network_shapes
 from cider.neural_network import NeuralNetworkEnsemble, network_shapes
 from cider.radial_basis import RadialBasis
 
@@ -36,7 +46,13 @@ Header = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 
-Model = QuadraticGaussianProcess | AdditiveSpline | RadialBasis | NeuralNetworkEnsemble
+Model = (
+    QuadraticGaussianProcess
+    | AdditiveSpline
+    | RadialBasis
+    | NeuralNetworkEnsemble
+    | ModulatedNetwork
+)
 
 
 class ModelKind(NamedTuple):
@@ -163,6 +179,11 @@ def _build_networks(specification: Header, arrays: Arrays) -> NeuralNetworkEnsem
     return NeuralNetworkEnsemble(weights, biases, arrays["readout"], arrays["anchor"], bound)
 
 
+def _modulated_shapes(specification: Header, inputs: int) -> Shapes:
+    sizes = integers([specification["hidden"], specification["layers"]])
+    return modulated_network_shapes(inputs, *sizes)
+
+
 def _numbered(name: str, shapes: tuple[tuple[int, ...], ...]) -> Shapes:
     return {f"{name}_{i}": shape for i, shape in enumerate(shapes)}
 
@@ -191,5 +212,11 @@ KINDS: dict[str, ModelKind] = {
     ),
     "neural networks": ModelKind(
         NeuralNetworkEnsemble, _networks_specification, _networks_shapes, _build_networks
+    ),
+    "modulated network": ModelKind(
+        ModulatedNetwork,
+        lambda model: {"hidden": len(model.readout), "layers": len(model.weights)},
+        _modulated_shapes,
+        lambda specification, arrays: ModulatedNetwork(**arrays),
     ),
 }

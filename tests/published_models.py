@@ -38,13 +38,17 @@ class PublishedModel:
     @property
     def grids(self) -> list[tuple[float, float, int]]:
         grids = [(0, 1, 9), (-1.0, 1.0, 7)][: self.num_semilocal]
-        return grids + [(-0.4, 1.1, 6)] * (2 * self.nldf)
+        return grids + [(-0.4, 1.1, 6)] * self.num_nonlocal
 
     @property
     def terms(self) -> list[tuple[int, ...]]:
         inputs = len(self.grids)
         terms = [(i,) for i in range(inputs)] + [(0, i) for i in range(1, inputs)]
         return terms + [(0, i, inputs - 1) for i in range(1, inputs - 1)]
+
+    @property
+    def num_nonlocal(self) -> int:
+        return 2 * self.nldf
 
     @property
     def const(self) -> float:
@@ -122,7 +126,7 @@ settings: !!python/object:ciderpress.dft.settings.FeatureSettings
                 f"scale: {SCALE_Z}}}"
             )
         first = 1 + self.num_semilocal
-        for i in range(first, first + 2 * self.nldf):
+        for i in range(first, first + self.num_nonlocal):
             maps.append(
                 f"{prefix}VMap {{_bounds: !!python/tuple [-0.5, 0.5], center: {CENTER_V}, "
                 f"gamma: {GAMMA_V}, i: {i}, scale: {SCALE_V}}}"
@@ -293,6 +297,123 @@ vdw_fit_term: null
         return weights @ np.exp(-np.einsum("i,img->mg", exponents, squares))
 
 
+@dataclasses.dataclass(frozen=True)
+class PublishedSdmx:
+    """Exchange by a neural network, of p, alpha and features of the smoothed density matrix."""
+
+    seed: int = 7
+
+    level, baseline = "MGGA", "GGA_X_PBE"
+    powers, counts = (1, 0), (1, 1, 2, 2)
+    constants = (-1.1, -0.6, -0.7, -1.9, -0.8, -0.9)
+    """Of the features in their order: 0, 0d, twice 1 and twice 1d, of the first powers."""
+    read = (3, 4, 6, 8, 7)
+    """The positions that the maps read, which follow those of the density, p and alpha."""
+    hidden = 4
+
+    def arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Weights and biases of each layer."""
+        random = np.random.default_rng(self.seed)
+        hidden, inputs = self.hidden, 2 + len(self.read)
+        shapes = {"l0": (hidden, inputs), "lls.0": (hidden, hidden), "l2s.0": (hidden, inputs)}
+        shapes |= {"lls.1": (hidden, hidden), "l2s.1": (hidden, inputs), "last": (1, hidden)}
+        return {
+            name: (0.4 * random.normal(size=shape), 0.4 * random.normal(size=shape[0]))
+            for name, shape in shapes.items()
+        }
+
+    # The file.
+
+    def text(self) -> str:
+        prefix = "!!python/object:ciderpress.dft.transform_data."
+        maps = [
+            f"{prefix}UMap {{_bounds: !!python/tuple [0, 1], gamma: {GAMMA_P}, i: 1}}",
+            f"{prefix}VMap {{_bounds: !!python/tuple [-1.0, 1.0], center: 1.0, gamma: 1.0, i: 2, "
+            "scale: 2.0}",
+        ]
+        for i in self.read:
+            maps.append(
+                f"{prefix}VMap {{_bounds: !!python/tuple [-0.5, 0.5], center: {CENTER_V}, "
+                f"gamma: {GAMMA_V}, i: {i}, scale: {SCALE_V}}}"
+            )
+        used = [self.powers[i] for count in self.counts for i in range(count)]
+        normalizers = ["null", "null", "null"] + [
+            "!!python/object:ciderpress.dft.feat_normalizer.DensityNormalizer "
+            f"{{const: {constant}, power: {-1 - j / 3}}}"
+            for constant, j in zip(self.constants, used, strict=True)
+        ]
+        unused = "!!python/tuple [[], [0, 0, 0, 0]]"
+        return f"""\
+!!python/object:ciderpress.dft.xc_evaluator.MappedXC
+kernels:
+- !!python/object:ciderpress.dft.xc_evaluator.MappedDFTKernel
+  _add_basefunc: !!python/name:ciderpress.dft.baselines.{BASELINES[self.baseline]} ''
+  _mul_basefunc: !!python/name:ciderpress.dft.baselines.lda_x ''
+  feature_list: !!python/object:ciderpress.dft.transform_data.FeatureList
+    feat_list:{"".join(f"{chr(10)}    - {m}" for m in maps)}
+  fevals:
+  - !!python/object:ciderpress.dft.xc_evaluator.NNEvaluator
+    cuda_is_available: !!python/name:torch.cuda.is_available ''
+    device: !!python/object/apply:torch.device [cpu]
+    device_init: !!python/name:torch.device ''
+    eval_grad: !!python/name:torch.autograd.grad ''
+    model: {self.network()}
+    tensor_init: !!python/name:torch.tensor ''
+  mode: SEP
+libxc_baseline: null
+settings: !!python/object:ciderpress.dft.settings.FeatureSettings
+  hyb_settings: {EMPTY}
+  nldf_settings: {EMPTY}
+  nlof_settings: {EMPTY}
+  normalizers: !!python/object:ciderpress.dft.feat_normalizer.FeatNormalizerList
+    _normalizers: [{", ".join(normalizers)}]
+    cutoff: 1.0e-10
+    slmode: npa
+  sdmx_settings: !!python/object:ciderpress.dft.settings.SDMXFullSettings
+    _settings:
+      1.0: !!python/tuple [{list(self.powers)}, {list(self.counts)}]
+      2.0: {unused}
+  sl_settings: !!python/object:ciderpress.dft.settings.SemilocalSettings
+    level: MGGA
+    mode: npa
+"""
+
+    def network(self) -> str:
+        layers = {name: linear(*values) for name, values in self.arrays().items()}
+        lists = {
+            name: module(
+                "torch.nn.modules.container.ModuleList",
+                {str(i): layers.pop(f"{name}.{i}") for i in range(2)},
+            )
+            for name in ("lls", "l2s")
+        }
+        activation = module("torch.nn.modules.activation.Tanh")
+        return module("ciderpress.dft.xc_torch.XNet", layers | lists | {"af": activation})
+
+    # Its formulas.
+
+    @property
+    def num_nonlocal(self) -> int:
+        return len(self.read)
+
+    def correction(self, p: np.ndarray, alpha: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """The learned part g, of features over powers of the density in the order of reading."""
+        rows = [GAMMA_P * p / (1 + GAMMA_P * p), 2 * alpha / (1 + alpha) - 1]
+        # Theirs are minus a quarter of ours.
+        constants = -0.25 * np.array([self.constants[i - 3] for i in self.read])
+        scaled = GAMMA_V * constants[:, None] * features
+        x = np.array([*rows, *(SCALE_V * scaled / (1 + scaled) - CENTER_V)])
+
+        def layer(name: str, values: np.ndarray) -> np.ndarray:
+            weights, biases = self.arrays()[name]
+            return weights @ values + biases[:, None]
+
+        hidden = layer("l0", x)
+        for i in range(2):
+            hidden = np.tanh(layer(f"l2s.{i}", x) * hidden + layer(f"lls.{i}", hidden))
+        return layer("last", hidden)[0]
+
+
 EMPTY = "!!python/object:ciderpress.dft.settings.EmptySettings {}"
 normalizer = "!!python/object:ciderpress.dft.feat_normalizer.ConstantNormalizer"
 
@@ -370,7 +491,7 @@ def tensor(values: np.ndarray, storage: bytes | None = None) -> str:
     stored = torch_storage(values) if storage is None else storage
     content = base64.b64encode(stored).decode()
     strides = tuple(step // values.itemsize for step in values.strides)
-    hooks = "!!python/object/apply:collections.OrderedDict [[]]"
+    hooks = ordered({})
     return (
         "!!python/object/apply:torch._utils._rebuild_parameter "
         "[!!python/object/apply:torch._utils._rebuild_tensor_v2 "
@@ -379,17 +500,32 @@ def tensor(values: np.ndarray, storage: bytes | None = None) -> str:
     )
 
 
-def network(parameter: str) -> str:
-    """A neural network of one linear layer without bias."""
-    return (
-        "!!python/object:ciderpress.dft.xc_evaluator.NNEvaluator {device: "
-        "!!python/object/apply:torch.device [cpu], device_init: !!python/name:torch.device '', "
-        "model: !!python/object:ciderpress.dft.xc_torch.XNet {_modules: "
-        "!!python/object/apply:collections.OrderedDict [[[l0, "
-        "!!python/object:torch.nn.modules.linear.Linear {_non_persistent_buffers_set: !!set {}, "
-        "_parameters: !!python/object/apply:collections.OrderedDict "
-        f"[[[weight, {parameter}], [bias, null]]]}}]]], training: false}}}}"
+def linear(weights: np.ndarray, biases: np.ndarray) -> str:
+    """A linear layer of a network."""
+    parameters = {"weight": tensor(weights), "bias": tensor(biases)}
+    return module("torch.nn.modules.linear.Linear", {}, parameters)
+
+
+def module(
+    name: str, modules: dict[str, str] | None = None, parameters: dict[str, str] | None = None
+) -> str:
+    """A network or a part of one, with all that torch writes of it."""
+    hooks = (
+        *("backward_hooks", "backward_pre_hooks", "forward_hooks", "forward_hooks_with_kwargs"),
+        *("forward_pre_hooks", "forward_pre_hooks_with_kwargs", "load_state_dict_post_hooks"),
+        *("load_state_dict_pre_hooks", "state_dict_hooks", "state_dict_pre_hooks", "buffers"),
     )
+    fields = {f"_{kind}": ordered({}) for kind in hooks}
+    fields |= {"_is_full_backward_hook": "null", "_non_persistent_buffers_set": "!!set {}"}
+    fields |= {"_modules": ordered(modules or {}), "_parameters": ordered(parameters or {})}
+    content = ", ".join(f"{key}: {value}" for key, value in fields.items())
+    return f"!!python/object:{name} {{{content}, training: false}}"
+
+
+def ordered(entries: dict[str, str]) -> str:
+    """An ordered dictionary; numbers as keys are texts."""
+    pairs = ", ".join(f"['{key}', {value}]" for key, value in entries.items())
+    return f"!!python/object/apply:collections.OrderedDict [[{pairs}]]"
 
 
 def indices(term: tuple[int, ...]) -> str:
@@ -409,4 +545,5 @@ MODELS = {
     "sl mgga": PublishedModel("MGGA", "GGA_X_PBE"),
     "nl gga": PublishedModel(nldf=True),
     "nl mgga": PublishedModel("MGGA", nldf=True),
+    "sdmx": PublishedSdmx(),
 }

@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from published_models import (
-    EMPTY,
     MODELS,
     NO_DISPERSION,
     XC,
     array,
     dispersion,
-    network,
     scalar,
     tensor,
     torch_storage,
@@ -37,7 +35,6 @@ from cider.conventions import (
 )
 from cider.density import Density
 from cider.files import load_functional, save_functional
-from cider.input_transform import bounded_ratio
 from cider.learned_functional import LearnedFunctional
 
 EVERY = pytest.mark.parametrize("name", MODELS)
@@ -55,14 +52,14 @@ def read(path: Path, text: str | bytes) -> LearnedFunctional:
 
 
 def density(count: int = 400) -> tuple[np.ndarray, ...]:
-    """rho, sigma, tau, p and alpha of points, and NLDF from small to large."""
+    """rho, sigma, tau, p and alpha of points, and nonlocal features from small to large."""
     random = np.random.default_rng(8)
     rho = 10 ** random.uniform(-3, 2, size=count)
     p, alpha = 10 ** random.uniform(-4, 3, size=(2, count))
     alpha[:3] = p[3:6] = 0.0
     sigma = p * rho ** (8 / 3) / REDUCED_GRADIENT_PREFACTOR
     tau = alpha * THOMAS_FERMI_PREFACTOR * rho ** (5 / 3) + sigma / (8 * rho)
-    return rho, sigma, tau, p, alpha, 10 ** random.uniform(-2, 1, size=(2, count))
+    return rho, sigma, tau, p, alpha, 10 ** random.uniform(-2, 1, size=(5, count))
 
 
 # The published formulas
@@ -77,12 +74,13 @@ def test_enhancement_is_the_published_one(name: str, path: Path) -> None:
     rho, sigma, tau, p, alpha, features = density()
     descriptors = functional.descriptors
     is_mgga = descriptors.level == "MGGA"
-    semilocal, nonlocal_ = type(descriptors)(descriptors.level)(
-        jnp.asarray(rho), jnp.asarray(sigma), jnp.asarray(tau) if is_mgga else None, None
+    features = features[: model.num_nonlocal]
+    semilocal, nonlocal_ = descriptors.bounded(
+        jnp.asarray(rho),
+        jnp.asarray(sigma),
+        jnp.asarray(tau) if is_mgga else None,
+        jnp.asarray(features),
     )
-    if descriptors.nldf is not None:
-        reference = jnp.asarray(descriptors.nldf.ueg)[:, None]
-        nonlocal_ = bounded_ratio(jnp.asarray(features), reference)
     found = exchange.model(exchange.transform(semilocal, nonlocal_))
     # Alpha comes from a difference that cancels where it is small beside p.
     np.testing.assert_allclose(found, model.correction(p, alpha, features), atol=1e-11)
@@ -206,7 +204,7 @@ def test_exchange_and_correlation_take_no_other_part(path: Path) -> None:
     assert CiderFunctional.from_ciderpress(path, x_mix=1.0).name == "MODEL"
 
 
-@pytest.mark.parametrize("name", ["sl gga", "nl mgga"])
+@pytest.mark.parametrize("name", ["sl gga", "nl mgga", "sdmx"])
 def test_runs_in_pyscf(name: str, path: Path) -> None:
     """Self-consistently, with a gradient of the energy by the orbitals that is its own."""
     from pyscf import dft, gto
@@ -239,6 +237,8 @@ def test_conversion_is_bit_identical(name: str, path: Path, capsys) -> None:
     shown = capsys.readouterr().out
     assert "not exact" in shown and "MODEL.yaml" in shown
     parts = ["exchange: additive spline"]
+    if name == "sdmx":
+        parts = ["exchange: modulated network", "sdmx_1rd[j=0]", "J. Chem. Theory Comput."]
     if name == "xc":
         parts = ["exchange: radial basis, correlation: radial basis", "GGA_X_PBE + GGA_C_PBE"]
         parts += ["spin scaling (exchange)", "tau/tau_0"]
@@ -279,13 +279,13 @@ def test_installed_models(installation: Path, tmp_path: Path, capsys) -> None:
     assert "no ciderpress with model files" in capsys.readouterr().err and not out.exists()
 
     (installation / "A.yaml").write_text(MODELS["sl gga"].text())
-    (installation / "B.yaml").write_text(network_model(tensor(np.ones(3)), SDMX))
+    (installation / "B.yaml").write_text(MODELS["sdmx"].text().replace("SDMXFull", "SDMXG"))
     (installation / "C.yaml").write_text(MODELS["sl mgga"].text())
     assert main(["convert", "--installed", str(out)]) == 0
     printed = capsys.readouterr()
     assert sorted(file.name for file in out.iterdir()) == ["A.h5", "C.h5"]
     assert str(out / "A.h5") in printed.out and str(out / "C.h5") in printed.out
-    assert "B is not converted" in printed.err and "SDMX features" in printed.err
+    assert "B is not converted" in printed.err and "SDMX features of other" in printed.err
     assert load_functional(out / "C.h5").name == "C"
 
     (out / "C.h5").unlink()
@@ -341,7 +341,7 @@ def test_arrays_of_all_kinds(path: Path) -> None:
         record.get("f", str)
 
 
-# Neural networks: their tensors are read, the features that they need are missing
+# Neural networks
 
 
 class Exploit:
@@ -354,32 +354,22 @@ class Exploit:
         return os.system, (f"touch {self.victim}",)
 
 
-SPLINE = "!!python/object:ciderpress.dft.xc_evaluator.SplineSetEvaluator\n"
-SDMX = "!!python/object:ciderpress.dft.settings.SDMXFullSettings {}"
-
-
-def network_model(parameter: str, sdmx: str) -> str:
-    """A model with a neural network in the place of its spline."""
-    content = MODELS["sl gga"].text()
-    fields = content[content.index(SPLINE) : content.index("  mode: SEP")]
-    content = content.replace(fields, network(parameter) + "\n")
-    return content.replace(f"sdmx_settings: {EMPTY}", f"sdmx_settings: {sdmx}")
+def with_readout(parameter: str) -> str:
+    """A model with a neural network, of whose last weights another tensor takes the place."""
+    model = MODELS["sdmx"]
+    own, text = tensor(model.arrays()["last"][0]), model.text()
+    assert text.count(own) == 1
+    return text.replace(own, parameter)
 
 
 def test_tensors_are_arrays(path: Path) -> None:
     weight = np.arange(6.0).reshape(3, 2)
-    path.write_text(network_model(tensor(weight), SDMX))
+    path.write_text(with_readout(tensor(weight)))
     evaluator = read_ciderpress_file(path).get("kernels", list)[0].get("fevals", list)[0]
-    layer = evaluator.get("model", Record).get("_modules", dict)["l0"]
+    layer = evaluator.get("model", Record).get("_modules", dict)["last"]
     found = layer.get("_parameters", dict)["weight"]
-    assert found.dtype == np.float64 and layer.get("_parameters", dict)["bias"] is None
+    assert found.dtype == np.float64
     np.testing.assert_array_equal(found, weight)
-
-
-@pytest.mark.parametrize("sdmx, missing", [(SDMX, "needs SDMX"), (EMPTY, "is a neural network")])
-def test_a_network_waits_for_its_features(sdmx: str, missing: str, path: Path) -> None:
-    with pytest.raises(NotImplementedError, match=rf"MODEL\.yaml, line \d+: the model {missing}"):
-        read(path, network_model(tensor(np.ones(3)), sdmx))
 
 
 @pytest.mark.parametrize(
@@ -394,17 +384,71 @@ def test_a_network_waits_for_its_features(sdmx: str, missing: str, path: Path) -
         ("_load_from_bytes [!!binary ", "_load_from_bytes [!!str ", "given by bytes"),
         ("_load_from_bytes", "_load_from_file", "_load_from_file'.*refused"),
         ("torch.device [cpu]", "torch.device [meta]", "no device"),
-        (", [bias, null]]", ", [bias, null], [bias, null]]", "twice"),
-        ("[[weight,", "[[[weight],", "no ordered dictionary"),
+        ("['bias',", "['weight',", "twice"),
+        ("[['weight',", "[[['weight'],", "no ordered dictionary"),
         ("!!set {}", "!!set [a]", "a mapping is expected"),
         ("_rebuild_parameter [", "_rebuild_parameter [null, ", "a parameter is a tensor"),
     ],
 )
 def test_damaged_tensors(old: str, new: str, message: str, path: Path) -> None:
-    content = network_model(tensor(np.ones((3, 2))), SDMX)
+    content = with_readout(tensor(np.ones((3, 2))))
     assert old in content
     with pytest.raises(CiderpressFileError, match=rf"MODEL\.yaml, line \d+: .*{message}"):
         read(path, content.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "old, new, error, message",
+    [
+        ("activation.Tanh", "linear.Linear", CiderpressFileError, "needs Tanh, but has Linear"),
+        ("activation.Tanh", "activation.SiLU", CiderpressFileError, "SiLU'.*refused"),
+        ("xc_torch.XNet", "xc_torch.XNet2", NotImplementedError, "networks of other kinds"),
+        ("['l0',", "['l1',", CiderpressFileError, "needs Linear, but has NoneType"),
+        ("['lls',", "['l3s',", CiderpressFileError, "needs ModuleList, but has NoneType"),
+        ("['bias',", "['bios',", CiderpressFileError, "no weights and biases"),
+        ("['1',", "['0',", CiderpressFileError, "twice"),
+        ("i: 7,", "i: 1,", NotImplementedError, "each feature once"),
+        ("i: 7,", "i: [7],", NotImplementedError, "each feature once"),
+        ("i: 7,", "i: 8,", NotImplementedError, "each feature once"),
+        ("power: -1.0}", "power: -1.1}", NotImplementedError, "power -1.1 of the density"),
+        ("DensityNormalizer {", "ConstantNormalizer {", NotImplementedError, "power 0.0 of the"),
+        ("const: -1.1,", "const: 1.1,", CiderpressFileError, "positive ratios"),
+        (", [1, 1, 2, 2]]", ", [1, 1, 2]]", CiderpressFileError, "four numbers"),
+        (", [1, 1, 2, 2]]", ", [1, 1, 2, 3]]", CiderpressFileError, "four numbers"),
+        (", [1, 1, 2, 2]]", ", [1, 1, 1, 2]]", CiderpressFileError, "as many normalisers"),
+        ("[[1, 0], ", "[[1, 3], ", CiderpressFileError, "j is 0, 1 or 2"),
+        ("[[1, 0], ", "[[1, x], ", CiderpressFileError, "four numbers"),
+        ("1.0: !!", "1.5: !!", NotImplementedError, r"smoothed twice \(1.5\)"),
+        (
+            "_settings:\n",
+            "_integral_type: gauss_r2\n    _settings:\n",
+            NotImplementedError,
+            "smooth",
+        ),
+        ("_settings:\n", "others:\n", CiderpressFileError, "'_settings'"),
+        ("SDMXFullSettings", "SADMSettings", NotImplementedError, "SDMX features of other kinds"),
+        ("SDMXFullSettings", "SemilocalSettings", CiderpressFileError, "needs SDMXFullSettings"),
+    ],
+)
+def test_damaged_networks_and_features_of_the_density_matrix(
+    old: str, new: str, error: type[Exception], message: str, path: Path
+) -> None:
+    text = MODELS["sdmx"].text()
+    assert old in text
+    with pytest.raises(error, match=rf"MODEL\.yaml.*{message}"):
+        read(path, text.replace(old, new))
+
+
+@pytest.mark.parametrize("layer", MODELS["sdmx"].arrays())
+def test_layers_that_do_not_fit(layer: str, path: Path) -> None:
+    model = MODELS["sdmx"]
+    weights, biases = model.arrays()[layer]
+    own = tensor(weights)
+    for other in (weights[:, 1:], weights[1:] if len(weights) > 1 else np.tile(weights, (2, 1))):
+        with pytest.raises(CiderpressFileError, match=r"MODEL\.yaml"):
+            read(path, model.text().replace(own, tensor(np.ascontiguousarray(other))))
+    with pytest.raises(CiderpressFileError, match="no weights and biases"):
+        read(path, model.text().replace(tensor(biases), tensor(np.stack([biases, biases]))))
 
 
 def hostile_storages(victim: Path) -> dict[str, bytes]:
@@ -445,7 +489,7 @@ def test_hostile_storages(kind: str, path: Path, tmp_path: Path) -> None:
     with pytest.raises(
         CiderpressFileError, match=r"MODEL\.yaml, line \d+: .*nothing in it was run"
     ):
-        read(path, network_model(tensor(np.ones(6), content), SDMX))
+        read(path, with_readout(tensor(np.ones(6), content)))
     assert not victim.exists()
     assert time.perf_counter() - start < 5
 
@@ -572,7 +616,6 @@ def test_damaged_values(old: str, new: str, message: str, path: Path) -> None:
 @pytest.mark.parametrize(
     "old, new, missing",
     [
-        ("xc_evaluator.SplineSetEvaluator", "xc_evaluator.NNEvaluator", "neural network"),
         ("settings.EmptySettings", "settings.SDMXSettings", "SDMX features"),
         ("xc_evaluator.MappedXC", "xc_evaluator2.Other", "other energies"),
         ("xc_evaluator.SplineSetEvaluator", "xc_evaluator.KernelEvaluator", "other models"),
@@ -672,7 +715,7 @@ def test_a_radial_basis_of_some_inputs_is_not_read(path: Path) -> None:
         read(path, text.replace(indices, array(np.array([0, 1, 2, 2], dtype=np.int32))))
 
 
-@pytest.mark.parametrize("model", [MODELS["sl mgga"], XC])
+@pytest.mark.parametrize("model", [MODELS["sl mgga"], MODELS["sdmx"], XC])
 def test_random_damage_gives_a_clear_error_or_a_model(model, path: Path) -> None:
     content = model.text().encode()
     random = np.random.default_rng(2)
