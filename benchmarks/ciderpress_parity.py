@@ -1,12 +1,14 @@
-"""The published models CIDER23X here and in ciderpress, in one process and on the same grids.
+"""The published exchange models here and in ciderpress, in one process and on the same grids.
 
 Exchange energies at one density matrix, self-consistent energies, seconds and memory. Where
-exchange energies differ by more than 1e-6 Ha, features by direct sums decide which is nearer: the
-exponents and the model are then those of ciderpress, so that nothing of ours is in that energy.
+exchange energies differ by more than 1e-6 Ha, features by direct sums (of the density matrix: by
+converged integrals) decide which is nearer: the exponents and the model are then those of
+ciderpress, so that nothing of ours is in that energy.
 """
 
 import argparse
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +26,12 @@ SYSTEMS = {
 }
 """Atoms, as PySCF reads them, and the number of unpaired electrons."""
 
-MODELS = ("SL_GGA", "SL_MGGA", "NL_GGA", "NL_MGGA", "NL_MGGA_PBE", "NL_MGGA_DTR")
+MODELS = (
+    *("SL_GGA", "SL_MGGA", "NL_GGA", "NL_MGGA", "NL_MGGA_PBE", "NL_MGGA_DTR"),
+    *("CIDER24Xne", "CIDER24Xe"),
+)
+"""Those whose names begin with CIDER23X, which is left out, and those with SDMX features."""
+
 CODES = ("cider", "ciderpress")
 PARTS = ("energies", "scf", "times")
 CORRELATION = "GGA_C_PBE"
@@ -33,13 +40,17 @@ CORRELATION = "GGA_C_PBE"
 NEGLIGIBLE = 36.0
 """Direct sums leave out Gaussians below e to minus this, 2e-16."""
 
+RADII_PER_OCTAVE = 8
+SMALLEST_RADIUS, LARGEST_RADIUS = 1e-8, 1e3
+"""Of converged integrals over R (bohr)."""
+
 LEAST_DIFFERENCE = 1e-6
 """Exchange energies (Ha) further apart than this are compared with direct sums."""
 
 
 def main() -> None:
     parser = harness.options(__doc__, SYSTEMS)
-    parser.set_defaults(functional="CIDER23X")
+    parser.set_defaults(functional="published models")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     settings = parser.parse_args()
@@ -126,7 +137,7 @@ def mean_field(mol: Any, model: str, code: str, level: int) -> Any:
 
     mf = dft.KS(mol)
     mf.grids.level = level
-    name = f"CIDER23X_{model}"
+    name = model if model.startswith("CIDER") else f"CIDER23X_{model}"
     if code == "cider":
         (path,) = (path for path in installed_models() if path.stem == name)
         mf.xc = CiderFunctional.from_ciderpress(path, correlation=CORRELATION)
@@ -172,10 +183,12 @@ def exchange_energies(
         direct = None
         if abs(ours - theirs) > LEAST_DIFFERENCE:
             integrator, grids = direct_setting(mol, model, level)
-            settings = integrator.settings.nldf_settings
-            key = f"{settings.sl_level} {settings.theta_params} {settings.feat_params}"
+            settings = integrator.settings
+            key = f"{vars(settings.nldf_settings)} {vars(settings.sdmx_settings)}"
             if key not in kept:
-                kept[key] = direct_features(integrator, mol, grids, dm)
+                of_density_matrix = settings.nldf_settings.is_empty
+                make = converged_features if of_density_matrix else direct_features
+                kept[key] = make(integrator, mol, grids, dm)
             direct = energy_of_features(integrator, mol, grids, dm, kept[key])
         found[model] = ours, theirs, direct
     return found
@@ -265,6 +278,80 @@ def direct_sums() -> Callable[..., Any]:
     return summed
 
 
+def converged_features(integrator: Any, mol: Any, grids: Any, dm: Any) -> Any:
+    r"""Features of the density matrix by their definition, at the points of ``grids``.
+
+    With :math:`\rho^0` and :math:`\rho^1` of the paper (J. Chem. Theory Comput. 20, 7516), those
+    that ciderpress calls 1d are of :math:`\partial_R(R\rho^1)`. Shape (spin, feature, grid); zero
+    where the density is below the cutoff of ciderpress.
+    """
+    import numpy as np
+
+    settings = integrator.settings.sdmx_settings
+    terms = [(3, n, slope) for n, slope in settings.iterate_l0_terms(1.0)]
+    terms += [(5, n, slope) for n, slope in settings.iterate_l1_terms(1.0)]
+    step = math.log(2) / RADII_PER_OCTAVE
+    log_radii = np.arange(math.log(SMALLEST_RADIUS), math.log(LARGEST_RADIUS), step)
+    smoothed = [smoothed_orbitals(mol, 2 * math.exp(-2 * x)) for x in log_radii]
+    features = []
+    for own in spin_scaled(dm):
+        inside = ingredients(mol, own, grids)[0] > integrator.rhocut
+        values = np.zeros((len(terms), len(inside)))
+        for block in np.array_split(np.flatnonzero(inside), 1 + sum(inside) // 2000):
+            fields = smoothed_density_matrix(mol, own, grids.coords[block], smoothed, step)
+            radii = np.exp(log_radii[-fields.shape[1] - 4 : -4])
+            for row, (power, n, slope) in zip(values, terms, strict=True):
+                value, by_log = (f[:, :1] if power == 3 else f[:, 1:] for f in fields)
+                read = value if not slope else by_log if power == 3 else value + by_log
+                squares = np.sum(read**2, axis=1)
+                row[block] = -math.pi * step * radii ** (power - n) @ squares
+        features.append(values)
+    return np.stack(features)
+
+
+def smoothed_orbitals(mol: Any, exponent: float) -> Any:
+    """The molecule with its orbitals convolved with a Gaussian of unit integral."""
+    import numpy as np
+    from pyscf import gto
+
+    smoothed = mol.copy(deep=False)
+    smoothed._env = mol._env.copy()
+    shells = {(row[gto.PTR_EXP], row[gto.PTR_COEFF]): row for row in mol._bas}
+    for (start, first), row in shells.items():
+        size, contracted = row[[gto.NPRIM_OF, gto.NCTR_OF]]
+        own = slice(start, start + size)
+        coefficients = slice(first, first + size * contracted)
+        share = exponent / (mol._env[own] + exponent)
+        smoothed._env[own] *= share
+        smoothed._env[coefficients] *= np.tile(share ** (row[gto.ANG_OF] + 1.5), contracted)
+    return smoothed
+
+
+def smoothed_density_matrix(mol: Any, dm: Any, coords: Any, smoothed: Any, step: float) -> Any:
+    """The density matrix smoothed by h, its gradient, and the slopes of both by ln R.
+
+    Shape (value or slope, radius, component, grid); without four radii at each end, for the second
+    Gaussian of h and for differences of the eighth order.
+    """
+    import numpy as np
+    from pyscf import dft
+
+    coefficients = dft.numint.eval_ao(mol, coords) @ dm
+    single = np.stack(
+        [
+            np.einsum("xgi,gi->xg", dft.numint.eval_ao(own, coords, deriv=1), coefficients)
+            for own in smoothed
+        ]
+    )
+    # The second Gaussian, of twice the exponent, is that of a smaller radius by half an octave.
+    shift = RADII_PER_OCTAVE // 2
+    values = (single[shift:] - 2**-1.5 * single[:-shift]) / (1 - 2**-1.5)
+    weights = np.array([1 / 280, -4 / 105, 1 / 5, -4 / 5, 0, 4 / 5, -1 / 5, 4 / 105, -1 / 280])
+    windows = (values[i : len(values) - 8 + i] for i in range(9))
+    slopes = sum(weight * own for weight, own in zip(weights, windows, strict=True)) / step
+    return np.stack([values[4:-4], slopes])
+
+
 def energy_of_features(integrator: Any, mol: Any, grids: Any, dm: Any, features: Any) -> float:
     """Exchange energy (Ha) that ciderpress makes of given features (spin, feature, grid)."""
     import numpy as np
@@ -274,7 +361,8 @@ def energy_of_features(integrator: Any, mol: Any, grids: Any, dm: Any, features:
     rho = rho[:, :num_ingredients] / len(rho)
     if len(rho) == 1:
         rho, features = rho[0], features[0]
-    energy_per_electron = integrator.eval_xc_cider(None, rho, features, None)[0]
+    given = (None, features) if integrator.settings.nldf_settings.is_empty else (features, None)
+    energy_per_electron = integrator.eval_xc_cider(None, rho, *given)[0]
     density = rho[0] if dm.ndim == 2 else rho[:, 0].sum(axis=0)
     return float(np.sum(grids.weights * density * energy_per_electron))
 
