@@ -38,14 +38,14 @@ LARGEST_RADIUS = 64.0
 class SdmxRadii:
     """Radii of the quadrature, from the largest down: how many, and how many in each octave.
 
-    Against converged quadratures, features of 27 radii of the families 0 and 0d are off by up to
-    1e-5 within 2 bohr of an atom, those of 1 by 2e-5, those of 1d by 2e-4 and those of 1rd by 4e-4;
-    in the uniform gas, those of 0d by 3e-4. Nearer to a nucleus, whose orbitals may be sharper than
-    the smallest radius, features of j = 2 need more radii: with 27 they are off by 0.01 at oxygen
-    and 0.1 at sulphur. 54 radii, three in an octave, leave 2e-5 of all, also there.
+    Against converged quadratures, features of two radii in an octave of the families 0 and 0d are
+    off by up to 1e-5 within 2 bohr of an atom, those of 1 by 2e-5, those of 1d by 2e-4 and those of
+    1rd by 4e-4; in the uniform gas, those of 0d by 3e-4. The smallest radius is for the nuclei,
+    whose orbitals are sharp: with 27 radii, features of j = 2 are off by 0.01 at oxygen and 0.1 at
+    sulphur. 54 radii, three in an octave, leave 2e-5 of all, also there.
     """
 
-    count: int = 27
+    count: int = 35
     per_octave: int = 2
 
     @property
