@@ -14,18 +14,20 @@ the fields are thus smooth, and the same.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float, Int, Shaped
+from scipy.fft import irfftn, rfftn
 
 from cider.conventions import AnyArray, float64
 from cider.features.convolution import GaussianConvolution
 from cider.features.gaussian_ladder import ladder_of_sums
-from cider.features.sphere_waves import AtNodes, SphereWaves, sphere_waves
+from cider.features.sphere_waves import AtNodes, SphereWaves, radial_functions, sphere_waves
 from cider.features.spherical import gaussian_radial_kernel, real_spherical_harmonics
+from cider.features.wave_runs import WaveRuns, wave_runs
 from cider.features.waves import Waves, waves_of_grid
 
 LMAX = 4
@@ -38,8 +40,11 @@ With 1e-6 too much of what sharper ones make outside the sphere was missed (14 m
 of N2 at 400 eV), with 0.1 the grid did not resolve them (28 mHa); 0.01 differed by 3 mHa.
 """
 
-_NEGLIGIBLE = 1e-16
-"""Least value of a Gaussian in a wave, beside its largest, that is computed."""
+_NEGLIGIBLE = 1e-17
+"""Value of a sharp Gaussian, beside its largest, that is left out."""
+
+_BLOCK = 16
+"""Shells that are treated alike."""
 
 AtShells = Float[np.ndarray, "lm shell _"]
 """Coefficients of spherical harmonics on shells, of each exponent."""
@@ -64,7 +69,7 @@ class _Species(eqx.Module):
     shells: SphericalShells
     harmonics: Float[np.ndarray, "lm angle"]
     waves: SphereWaves
-    kernels: tuple[Float[np.ndarray, "gamma shell shell"], ...]
+    kernels: tuple[tuple["_ShellBlock", ...], ...]
 
     def project(self, values: Float[np.ndarray, "point channel"]) -> AtShells:
         """Sums over directions of values times harmonics."""
@@ -96,12 +101,38 @@ class _Species(eqx.Module):
         self, charges: AtShells, mixing: Float[np.ndarray, "gamma cin cout"]
     ) -> AtShells:
         """What sharp Gaussians make of charges on shells."""
-        fields = np.zeros((*charges.shape[:2], mixing.shape[2]))
-        mixed = np.einsum("lgc,mcd->mlgd", charges, mixing, optimize=True)
-        for l, kernels in enumerate(self.kernels):
+        num_shells, num_channels = charges.shape[1], mixing.shape[2]
+        fields = np.zeros((num_shells, charges.shape[0], num_channels))
+        for l, blocks in enumerate(self.kernels):
             own = slice(l * l, (l + 1) ** 2)
-            fields[own] += np.einsum("mgh,mlhd->lgd", kernels, mixed[:, own], optimize=True)
-        return fields
+            by_channel = charges[own].swapaxes(0, 1).reshape(-1, charges.shape[2])
+            mixed = (by_channel @ mixing).reshape(len(mixing), num_shells, -1)
+            total = np.zeros(mixed.shape[1:])
+            for gamma, rows, columns, kernel in blocks:
+                total[rows] += kernel @ mixed[gamma, columns]
+            fields[:, own] = total.reshape(num_shells, -1, num_channels)
+        return fields.swapaxes(0, 1)
+
+
+class _ShellBlock(NamedTuple):
+    """The kernel of a sharp Gaussian for some shells, and the shells that it reaches from there."""
+
+    gamma: int
+    rows: slice
+    columns: slice
+    kernel: Float[np.ndarray, "own_shell own_shell"]
+
+
+def _shell_blocks(kernels: Float[np.ndarray, "gamma shell shell"]) -> tuple[_ShellBlock, ...]:
+    """All that is not negligible: the sharpest Gaussians reach a few shells."""
+    blocks = []
+    for gamma, kernel in enumerate(kernels):
+        for start in range(0, len(kernel), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            reached = np.flatnonzero(np.max(kernel[rows], axis=0) > _NEGLIGIBLE * kernel.max())
+            columns = slice(reached[0], reached[-1] + 1)
+            blocks.append(_ShellBlock(gamma, rows, columns, kernel[rows, columns].copy()))
+    return tuple(blocks)
 
 
 class _Linearised(NamedTuple):
@@ -131,16 +162,18 @@ class AugmentedConvolution(GaussianConvolution):
     gammas: Float[np.ndarray, " gamma"]
     num_smooth: int = eqx.field(static=True)
     mixing: Float[np.ndarray, "gamma source target"]
+    runs: WaveRuns
+    smooth: Float[np.ndarray, "sample source target"]
+    sharp: Float[np.ndarray, "sample source target"]
 
     def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         on_grid, *in_spheres = np.split(np.asarray(sources), self._ends)
         charges = self._charges(in_spheres)
         waves = self._fields(self._transform(on_grid), self._to_nodes(charges))
-        fields = [self._transform_back(waves)]
-        sharp = self.mixing[self.num_smooth :]
+        fields, mixing = [self._transform_back(waves)], self.mixing[self.num_smooth :]
         for own, center, own_charges in zip(self._spheres, self.centers, charges, strict=True):
             smooth = own.to_shells(own.waves.at_nodes(waves / self._size, center))
-            fields.append(own.expand(smooth + own.sharp_fields(own_charges, sharp)))
+            fields.append(own.expand(smooth + own.sharp_fields(own_charges, mixing)))
             fields.append(own.expand(smooth))
         return np.concatenate(fields)
 
@@ -149,13 +182,14 @@ class AugmentedConvolution(GaussianConvolution):
         by_shells = self._by_shells(in_spheres)
         waves = self._transform(on_grid)
         waves += self._waves_of(self._to_nodes(by_shells), waves.shape[1])
-        mixing = self.mixing.swapaxes(1, 2)
-        by_smooth = self._mixed(waves, mixing, slice(self.num_smooth)) / self.volume
-        sources = [self._transform_back(self._mixed(waves, mixing, slice(None)))]
+        by_smooth = self._by_smooth(waves)
+        by_sharp = self.runs.matrix_product(waves, self.sharp.swapaxes(1, 2))
+        sources = [self._transform_back(by_smooth * self.volume + by_sharp)]
+        mixing = self.mixing[self.num_smooth :].swapaxes(1, 2)
         pairs = zip(in_spheres[::2], self._spheres, self.centers, strict=True)
         for true, own, center in pairs:
             by_charges = own.to_shells(own.waves.at_nodes(by_smooth, center))
-            by_charges += own.sharp_fields(own.project(true), mixing[self.num_smooth :])
+            by_charges += own.sharp_fields(own.project(true), mixing)
             values = own.charges_transpose(by_charges)
             sources += [values, -values]
         return np.concatenate(sources)
@@ -169,7 +203,7 @@ class AugmentedConvolution(GaussianConvolution):
         """As in ``GaussianConvolution``: spheres move with their atoms, the grid does not."""
         state = self._linearised(sources, by_fields)
         fields = self._fields(state.on_grid, state.charges) / self._size
-        by_smooth = self._by_smooth(state)
+        by_smooth = self._by_smooth(state.by_waves)
         derivatives = [
             own.waves.center_derivative(by_own, fields, center)
             + own.waves.center_derivative(charges, by_smooth, center)
@@ -188,8 +222,10 @@ class AugmentedConvolution(GaussianConvolution):
         """
         state = self._linearised(sources, by_fields)
         fields = self._fields(state.on_grid, state.charges) / self._size
-        by_smooth = self._by_smooth(state)
-        slopes = self._fields(state.on_grid, state.charges, 1 / (2 * self.gammas)) / self._size
+        by_smooth = self._by_smooth(state.by_waves)
+        by_gamma = self.mixing / (2 * self.gammas[:, None, None])
+        matrices = _matrices(self.runs.samples, self.gammas, by_gamma, self.num_smooth)
+        slopes = self._mixed(state.on_grid, state.charges, *matrices) / self._size
         by_square = self.waves.shares * np.sum(state.by_waves.conj() * slopes, axis=1).real
         strain = np.einsum("g,ga,gb->ab", by_square, self.waves.vectors, self.waves.vectors)
         for own, center, charges, by_own in zip(
@@ -201,15 +237,14 @@ class AugmentedConvolution(GaussianConvolution):
             strain -= np.vdot(charges, own.waves.at_nodes(by_smooth, center)) * np.eye(3)
         return strain
 
+    def moved(self, centers: Float[np.ndarray, "atom xyz"]) -> "AugmentedConvolution":
+        """The same for other centres (bohr)."""
+        return eqx.tree_at(lambda own: own.centers, self, centers)
+
     @property
     def num_points(self) -> int:
         """Those of the grid and of all spheres."""
         return self._size + sum(2 * own.shells.num_points for own in self._spheres)
-
-    @property
-    def num_spheres(self) -> int:
-        """One for each centre."""
-        return len(self.species_of)
 
     @property
     def _size(self) -> int:
@@ -249,22 +284,29 @@ class AugmentedConvolution(GaussianConvolution):
         charges = self._to_nodes(self._charges(in_spheres))
         return _Linearised(charges, by_nodes, self._transform(on_grid), by_waves)
 
-    def _by_smooth(self, state: _Linearised) -> Complex[np.ndarray, "wave source"]:
+    def _by_smooth(
+        self, by_waves: Complex[np.ndarray, "wave target"]
+    ) -> Complex[np.ndarray, "wave source"]:
         """What acts on the waves of charges in spheres."""
-        mixing = self.mixing.swapaxes(1, 2)
-        return self._mixed(state.by_waves, mixing, slice(self.num_smooth)) / self.volume
+        return self.runs.matrix_product(by_waves, self.smooth.swapaxes(1, 2)) / self.volume
 
     def _fields(
+        self, on_grid: Complex[np.ndarray, "wave source"], charges: Sequence[AtNodes]
+    ) -> Complex[np.ndarray, "wave target"]:
+        """Fields of all sources."""
+        return self._mixed(on_grid, charges, self.smooth, self.sharp)
+
+    def _mixed(
         self,
         on_grid: Complex[np.ndarray, "wave source"],
         charges: Sequence[AtNodes],
-        factors: Float[np.ndarray, " gamma"] | None = None,
+        smooth: Float[np.ndarray, "sample source target"],
+        sharp: Float[np.ndarray, "sample source target"],
     ) -> Complex[np.ndarray, "wave target"]:
-        """Fields of all sources, each Gaussian times a factor."""
-        mixing = self.mixing if factors is None else factors[:, None, None] * self.mixing
-        by_spheres = self._waves_of(charges, on_grid.shape[1]) * self._size / self.volume
-        smooth = self._mixed(on_grid + by_spheres, mixing, slice(self.num_smooth))
-        return smooth + self._mixed(on_grid, mixing, slice(self.num_smooth, None))
+        """What matrices make of all sources; sharp ones do not act on those in spheres."""
+        by_spheres = self._waves_of(charges, on_grid.shape[1]) * (self._size / self.volume)
+        mixed = self.runs.matrix_product(on_grid + by_spheres, smooth)
+        return mixed + self.runs.matrix_product(on_grid, sharp)
 
     def _waves_of(
         self, nodes: Sequence[AtNodes], num_channels: int
@@ -275,38 +317,33 @@ class AugmentedConvolution(GaussianConvolution):
             total += own.waves.waves_of(charges, center)
         return total
 
-    def _mixed(
-        self,
-        waves: Complex[np.ndarray, "wave cin"],
-        mixing: Float[np.ndarray, "gamma cin cout"],
-        which: slice,
-    ) -> Complex[np.ndarray, "wave cout"]:
-        """What some Gaussians make of waves."""
-        squares = self.waves.lengths**2
-        parts = np.stack([waves.real, waves.imag])
-        mixed = np.zeros((*parts.shape[:2], mixing.shape[2]))
-        for gamma, matrix in zip(self.gammas[which], mixing[which], strict=True):
-            longest = slice(np.searchsorted(squares, 4 * gamma * -math.log(_NEGLIGIBLE)))
-            gaussian = (np.pi / gamma) ** 1.5 * np.exp(-squares[longest] / (4 * gamma))
-            mixed[:, longest] += gaussian[:, None] * (parts[:, longest] @ matrix)
-        return mixed[0] + 1j * mixed[1]
-
     def _transform(
         self, values: Float[np.ndarray, "point channel"]
     ) -> Complex[np.ndarray, "wave channel"]:
-        by_mesh = values.T.reshape(-1, *self.mesh)
-        waves = np.fft.rfftn(by_mesh, axes=(1, 2, 3)).reshape(len(by_mesh), -1)
-        return waves[:, self.indices].T
+        waves = np.empty((len(self.indices), values.shape[1]), dtype=complex)
+        for some in _channels(values):
+            by_mesh = values[:, some].reshape(*self.mesh, -1)
+            every_wave = rfftn(by_mesh, axes=(0, 1, 2))
+            waves[:, some] = every_wave.reshape(-1, by_mesh.shape[3])[self.indices]
+        return waves
 
     def _transform_back(
         self, waves: Complex[np.ndarray, "wave channel"]
     ) -> Float[np.ndarray, "point channel"]:
         nx, ny, nz = self.mesh
-        every_wave = np.zeros((waves.shape[1], nx * ny * (nz // 2 + 1)), dtype=complex)
-        every_wave[:, self.indices] = waves.T
-        by_mesh = every_wave.reshape(-1, nx, ny, nz // 2 + 1)
-        values = np.fft.irfftn(by_mesh, self.mesh, axes=(1, 2, 3))
-        return values.reshape(len(values), -1).T
+        values = np.empty((self._size, waves.shape[1]))
+        for some in _channels(waves):
+            own = waves[:, some]
+            every_wave = np.zeros((nx * ny * (nz // 2 + 1), own.shape[1]), dtype=complex)
+            every_wave[self.indices] = own
+            by_mesh = irfftn(every_wave.reshape(nx, ny, nz // 2 + 1, -1), self.mesh, axes=(0, 1, 2))
+            values[:, some] = by_mesh.reshape(self._size, -1)
+        return values
+
+
+def _channels(values: Shaped[np.ndarray, "row channel"]) -> Iterator[slice]:
+    """All channels, a few at a time: their transforms stay in a processor's cache."""
+    return (slice(start, start + 4) for start in range(0, values.shape[1], 4))
 
 
 @float64
@@ -333,6 +370,14 @@ def augmented_convolution(
     mixing, gammas = ladder_of_sums(source_exponents, target_exponents)
     num_smooth = int(np.searchsorted(gammas, shortest**2 / (4 * -math.log(UNRESOLVED_WAVE))))
 
+    def functions(lengths: Float[np.ndarray, " some"]) -> Float[np.ndarray, "function some"]:
+        gaussians = np.exp(-(lengths**2) / (4 * gammas[:, None]))
+        radii = [own.radii[-1] for own in shells]
+        seen = [radial_functions(lengths, waves.lengths[-1], max(radii), LMAX)] if radii else []
+        return np.concatenate([gaussians, *seen])
+
+    runs = wave_runs(waves.lengths, functions)
+    smooth, sharp = _matrices(runs.samples, gammas, mixing, num_smooth)
     kinds = {id(own): own for own in shells}
     return AugmentedConvolution(
         mesh=(nx, ny, nz),
@@ -340,18 +385,38 @@ def augmented_convolution(
         waves=waves,
         indices=indices,
         centers=centers,
-        species=tuple(_species(own, waves, gammas[num_smooth:]) for own in kinds.values()),
+        species=tuple(_species(own, waves, runs, gammas[num_smooth:]) for own in kinds.values()),
         species_of=tuple(list(kinds).index(id(own)) for own in shells),
         gammas=gammas,
         num_smooth=num_smooth,
         mixing=mixing,
+        runs=runs,
+        smooth=smooth,
+        sharp=sharp,
     )
 
 
-def _species(shells: SphericalShells, waves: Waves, sharp: Float[np.ndarray, " gamma"]) -> _Species:
+def _matrices(
+    lengths: Float[np.ndarray, " sample"],
+    gammas: Float[np.ndarray, " gamma"],
+    mixing: Float[np.ndarray, "gamma source target"],
+    num_smooth: int,
+) -> list[Float[np.ndarray, "sample source target"]]:
+    """What smooth and what sharp Gaussians make of waves of these lengths."""
+    gaussians = (np.pi / gammas) ** 1.5 * np.exp(-np.outer(lengths**2, 1 / (4 * gammas)))
+    parts = slice(num_smooth), slice(num_smooth, None)
+    return [np.tensordot(gaussians[:, part], mixing[part], 1) for part in parts]
+
+
+def _species(
+    shells: SphericalShells, waves: Waves, runs: WaveRuns, sharp: Float[np.ndarray, " gamma"]
+) -> _Species:
     return _Species(
         shells=shells,
         harmonics=real_spherical_harmonics(shells.directions, LMAX),
-        waves=sphere_waves(waves, shells.radii, LMAX),
-        kernels=tuple(gaussian_radial_kernel(sharp, shells.radii, shells.radii, LMAX)),
+        waves=sphere_waves(waves, runs, shells.radii, LMAX),
+        kernels=tuple(
+            _shell_blocks(own)
+            for own in gaussian_radial_kernel(sharp, shells.radii, shells.radii, LMAX)
+        ),
     )

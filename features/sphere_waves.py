@@ -5,11 +5,11 @@ r"""Plane waves of charges inside a sphere, harmonic by harmonic, and back.
             \int j_l(G r)\, \rho_{lm}(r)\, r^2 dr
 """
 
-import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from scipy.special import spherical_jn
 
 from cider.features.spherical import (
@@ -17,6 +17,7 @@ from cider.features.spherical import (
     harmonics_recurrence,
     real_spherical_harmonics,
 )
+from cider.features.wave_runs import WaveRuns
 from cider.features.waves import Waves
 
 AtNodes = Float[np.ndarray, "lm node channel"]
@@ -27,37 +28,50 @@ class SphereWaves(eqx.Module):
     """Waves of charges at a few nodes of the radius (bohr), which stand for all radii of a sphere.
 
     ``interpolation`` makes what waves are at the nodes to what they are on the sphere's shells;
-    ``bessel`` are the spherical Bessel functions of each l.
+    ``harmonics`` are those of even l, then of odd l; ``bessel`` are the spherical Bessel functions
+    of each l, at the samples of ``runs``.
     """
 
     waves: Waves
-    harmonics: Float[np.ndarray, "lm wave"]
+    runs: WaveRuns
+    harmonics: tuple[Float[np.ndarray, "wave even_lm"], Float[np.ndarray, "wave odd_lm"]]
     interpolation: Float[np.ndarray, "shell node"]
     nodes: Float[np.ndarray, " node"]
-    bessel: tuple[Float[np.ndarray, "node wave"], ...]
+    bessel: tuple[Float[np.ndarray, "node sample"], ...]
 
     def waves_of(
         self, charges: AtNodes, center: Float[np.ndarray, " xyz"]
     ) -> Complex[np.ndarray, "wave channel"]:
         """Waves of charges at the nodes about a centre (bohr)."""
-        parts = np.zeros((2, len(self.waves.shares), charges.shape[2]))
-        for lm, values in enumerate(self.harmonics):
-            l = math.isqrt(lm)
-            radial = (_SIGNS[l % 4] * values)[:, None] * (self.bessel[l].T @ charges[lm])
-            parts[l % 2] += radial
-        return 4 * np.pi * self._phases(center) * (parts[0] - 1j * parts[1])
+        total = np.empty((len(self.waves.shares), charges.shape[2]), dtype=complex)
+        of_length = self._at_samples(charges, self.bessel)
+        parities = [np.ascontiguousarray(of_length[:, lms]) for lms in self._parities]
+        for run in self.runs:
+            even, odd = (
+                run.spread(harmonics[run.waves]) @ own[run.samples].reshape(-1, own.shape[2])
+                for harmonics, own in zip(self.harmonics, parities, strict=True)
+            )
+            total.real[run.waves], total.imag[run.waves] = even, -odd
+        total *= 4 * np.pi * self._phases(center)
+        return total
 
     def at_nodes(
         self, waves: Complex[np.ndarray, "wave channel"], center: Float[np.ndarray, " xyz"]
     ) -> AtNodes:
         """Sums over waves and their conjugates at the nodes: the transpose of ``waves_of``."""
-        parts = self._parts(waves, center)
-        return np.stack(
-            [
-                self.bessel[math.isqrt(lm)] @ (values[:, None] * parts[math.isqrt(lm) % 4])
-                for lm, values in enumerate(self.harmonics)
-            ]
-        )
+        seen, num_channels = self._seen(waves, center), waves.shape[1]
+        of_length = np.empty((len(self.runs.samples), len(self.bessel) ** 2, num_channels))
+        for parts, harmonics, lms in zip(seen, self.harmonics, self._parities, strict=True):
+            own = np.empty((len(of_length), len(lms), num_channels))
+            for run in self.runs:
+                by_run = run.spread(harmonics[run.waves]).T @ parts[run.waves]
+                own[run.samples] = by_run.reshape(-1, len(lms), num_channels)
+            of_length[:, lms] = own
+        at_nodes = np.empty((of_length.shape[1], len(self.nodes), num_channels))
+        for l, bessel in enumerate(self.bessel):
+            own = np.tensordot(_sign(l) * bessel, of_length[:, _harmonics_of(l)], 1)
+            at_nodes[_harmonics_of(l)] = own.swapaxes(0, 1)
+        return at_nodes
 
     def center_derivative(
         self,
@@ -76,60 +90,126 @@ class SphereWaves(eqx.Module):
         center: Float[np.ndarray, " xyz"],
     ) -> Float[np.ndarray, "xyz xyz"]:
         """Derivative of the same by strain, which changes waves and leaves the sphere."""
-        parts = self._parts(waves, center)
-        arguments = np.outer(self.nodes, self.waves.lengths)
-        bessel_slopes = [
+        seen = self._seen(waves, center)
+        arguments = np.outer(self.nodes, self.runs.samples)
+        slopes = [
             self.nodes[:, None] * spherical_jn(l, arguments, derivative=True)
             for l in range(len(self.bessel))
         ]
-        values = np.empty_like(self.harmonics)
-        slopes = np.empty_like(self.harmonics)
-        for lm, own in enumerate(charges):
-            part = parts[math.isqrt(lm) % 4]
-            values[lm] = np.sum((self.bessel[math.isqrt(lm)].T @ own) * part, axis=1)
-            slopes[lm] = np.sum((bessel_slopes[math.isqrt(lm)].T @ own) * part, axis=1)
+        by_harmonics = self._by_harmonics(seen, self._at_samples(charges, self.bessel))
+        by_slopes = self._by_harmonics(seen, self._at_samples(charges, slopes))
+        along_length = sum(
+            np.sum(by_slopes[lms].T * harmonics, axis=1)
+            for lms, harmonics in zip(self._parities, self.harmonics, strict=True)
+        )
         directions = self.waves.directions
         along_sphere = np.empty((3, len(directions)))
-        recurrence = harmonics_recurrence(math.isqrt(len(values)) - 1)
         fill_harmonics_gradients(
-            np.ascontiguousarray(directions.T), recurrence, values, along_sphere
+            np.ascontiguousarray(directions.T),
+            harmonics_recurrence(len(self.bessel) - 1),
+            by_harmonics,
+            along_sphere,
         )
-        by_wave = directions * np.sum(self.harmonics * slopes, axis=0)[:, None]
+        by_wave = directions * along_length[:, None]
         by_wave += along_sphere.T / np.maximum(self.waves.lengths, 1e-30)[:, None]
         by_wave[self.waves.lengths == 0] = 0.0
         return -self.waves.vectors.T @ by_wave
 
-    def _parts(
+    def _at_samples(
+        self, charges: AtNodes, radial: Sequence[Float[np.ndarray, "node sample"]]
+    ) -> Float[np.ndarray, "sample lm channel"]:
+        """What charges make of each harmonic, at the lengths of samples."""
+        by_l = [
+            np.tensordot(_sign(l) * own, charges[_harmonics_of(l)], ((0,), (1,)))
+            for l, own in enumerate(radial)
+        ]
+        return np.concatenate(by_l, axis=1)
+
+    def _by_harmonics(
+        self,
+        seen: Sequence[Float[np.ndarray, "wave channel"]],
+        of_length: Float[np.ndarray, "sample lm channel"],
+    ) -> Float[np.ndarray, "lm wave"]:
+        """Derivatives by the harmonics of each wave."""
+        result = np.empty((of_length.shape[1], len(seen[0])))
+        for parts, lms in zip(seen, self._parities, strict=True):
+            for run in self.runs:
+                own = np.tensordot(of_length[run.samples, lms], parts[run.waves], ((2,), (1,)))
+                result[lms, run.waves] = np.einsum("gs,smg->mg", run.coefficients, own)
+        return result
+
+    def _seen(
         self, waves: Complex[np.ndarray, "wave channel"], center: Float[np.ndarray, " xyz"]
-    ) -> list[Float[np.ndarray, "wave channel"]]:
-        """What harmonics of l = 0, 1, 2, 3 (and so on, in turn) see of waves."""
-        factors = 4 * np.pi * self.waves.shares[:, None] * self._phases(center).conj()
-        shifted = factors * waves
-        even, odd = shifted.real.copy(), -shifted.imag
-        return [even, odd, -even, -odd]
+    ) -> tuple[Float[np.ndarray, "wave channel"], Float[np.ndarray, "wave channel"]]:
+        """What harmonics of even l and of odd l see of waves and their conjugates."""
+        shifted = (4 * np.pi * self.waves.shares[:, None] * self._phases(center).conj()) * waves
+        return shifted.real.copy(), -shifted.imag
+
+    @property
+    def _parities(self) -> list[Int[np.ndarray, " lm"]]:
+        return _parities(len(self.bessel) - 1)
 
     def _phases(self, center: Float[np.ndarray, " xyz"]) -> Complex[np.ndarray, "wave 1"]:
         return np.exp(-1j * (self.waves.vectors @ center))[:, None]
 
 
-_SIGNS = 1.0, 1.0, -1.0, -1.0
-"""Of (-i)^l, apart from -i where l is odd."""
+def _sign(l: int) -> float:
+    """Of (-i)^l, apart from -i where l is odd."""
+    return (1.0, 1.0, -1.0, -1.0)[l % 4]
 
 
-def sphere_waves(waves: Waves, radii: Float[np.ndarray, " shell"], lmax: int) -> SphereWaves:
-    """The waves in a sphere of shells (ascending radii in bohr)."""
-    lengths, outermost = waves.lengths, radii[-1]
-    # Chebyshev nodes, enough for the shortest wave to full precision.
-    count = int(lengths.max() * outermost / 2) + 16
-    angles = np.pi * (np.arange(count) + 0.5) / count
-    nodes = outermost * (1 - np.cos(angles)) / 2
+def _harmonics_of(l: int) -> slice:
+    return slice(l * l, (l + 1) ** 2)
+
+
+def _parities(lmax: int) -> list[Int[np.ndarray, " lm"]]:
+    """Numbers of the harmonics of even l and of odd l."""
+    l = np.sqrt(np.arange((lmax + 1) ** 2)).astype(int)
+    return [np.flatnonzero(l % 2 == parity) for parity in range(2)]
+
+
+def sphere_waves(
+    waves: Waves, runs: WaveRuns, radii: Float[np.ndarray, " shell"], lmax: int
+) -> SphereWaves:
+    """The waves in a sphere of shells (ascending radii in bohr).
+
+    ``runs`` interpolate ``radial_functions`` of this radius or of a larger one.
+    """
+    angles, nodes = _nodes(radii[-1], waves.lengths.max())
+    harmonics = real_spherical_harmonics(waves.directions, lmax)
+    even, odd = (np.ascontiguousarray(harmonics[lms].T) for lms in _parities(lmax))
     return SphereWaves(
         waves=waves,
-        harmonics=real_spherical_harmonics(waves.directions, lmax),
+        runs=runs,
+        harmonics=(even, odd),
         interpolation=_interpolation(radii, nodes, angles),
         nodes=nodes,
-        bessel=tuple(spherical_jn(l, np.outer(nodes, lengths)) for l in range(lmax + 1)),
+        bessel=tuple(_bessel(nodes, runs.samples, lmax)),
     )
+
+
+def radial_functions(
+    lengths: Float[np.ndarray, " wave"], longest: float, radius: float, lmax: int
+) -> Float[np.ndarray, "function wave"]:
+    """Of the lengths of waves (bohr^-1, up to ``longest``): all that spheres of a radius see."""
+    _, nodes = _nodes(radius, longest)
+    return np.concatenate(_bessel(nodes, lengths, lmax))
+
+
+def _bessel(
+    nodes: Float[np.ndarray, " node"], lengths: Float[np.ndarray, " wave"], lmax: int
+) -> list[Float[np.ndarray, "node wave"]]:
+    """Spherical Bessel functions of each l."""
+    return [spherical_jn(l, np.outer(nodes, lengths)) for l in range(lmax + 1)]
+
+
+def _nodes(
+    radius: float, longest: float
+) -> tuple[Float[np.ndarray, " node"], Float[np.ndarray, " node"]]:
+    """Angles and radii of Chebyshev nodes: enough for the shortest wave to full precision."""
+    count = int(longest * radius / 2) + 16
+    angles = np.pi * (np.arange(count) + 0.5) / count
+    return angles, radius * (1 - np.cos(angles)) / 2
 
 
 def _interpolation(

@@ -48,8 +48,7 @@ class DistributedConvolution(GaussianConvolution):
 
     def moved(self, centers: Float[np.ndarray, "atom xyz"]) -> "DistributedConvolution":
         """The same for other positions (bohr) of the atoms."""
-        whole = eqx.tree_at(lambda own: own.centers, self.whole, centers)
-        return DistributedConvolution(whole, self.points, self.comm)
+        return DistributedConvolution(self.whole.moved(centers), self.points, self.comm)
 
     def _gathered(
         self, values: Float[AnyArray, "grid channel"]
@@ -86,9 +85,11 @@ class DistributedGradient(eqx.Module):
         return everywhere
 
 
-def distributed_gradient(grid: UGDesc) -> DistributedGradient:
+def distributed_gradient(grid: UGDesc) -> DistributedGradient | SpectralGradient:
     """The gradient on a grid, of which each rank has its part."""
     whole = spectral_gradient(grid.cell, grid.size)
+    if grid.comm.size == 1:
+        return whole
     return DistributedGradient(whole, _points_of_rank(grid), grid.comm)
 
 
@@ -97,7 +98,7 @@ def distributed_convolution(
     spheres: Mapping[int, AugmentationSphere],
     relpos_ac: Float[np.ndarray, "atom 3"],
     nldf: Nldf,
-) -> DistributedConvolution:
+) -> DistributedConvolution | AugmentedConvolution:
     """The convolution of the grid and of all spheres, of which each rank has its share."""
     whole = augmented_convolution(
         grid.cell,
@@ -107,6 +108,8 @@ def distributed_convolution(
         nldf.source_ladder.exponents,
         nldf.target_ladder.exponents,
     )
+    if grid.comm.size == 1:
+        return whole
     points, start = [_points_of_rank(grid)], math.prod(grid.size)
     for atom, sphere in spheres.items():
         end = start + 2 * sphere.shells.num_points

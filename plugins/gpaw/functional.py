@@ -10,6 +10,7 @@ from gpaw.xc.functional import XCFunctional
 from jaxtyping import Float
 
 from cider.density import Density
+from cider.features.spectral_gradient import SpectralGradient
 from cider.plugins.gpaw.distributed import DistributedGradient, distributed_gradient
 from cider.plugins.gpaw.learned_energy import LearnedEnergy, Matrices
 
@@ -23,7 +24,7 @@ class WithLearnedPart:
     """
 
     learned: LearnedEnergy
-    gradient: DistributedGradient
+    gradient: DistributedGradient | SpectralGradient
     matrices: Matrices
     _by_matrices: Matrices
 

@@ -17,6 +17,7 @@ from gpaw.core import UGDesc
 from jaxtyping import Float
 
 from cider.density import Density
+from cider.features.augmented_convolution import AugmentedConvolution
 from cider.functional import CiderFunctional
 from cider.plugins.gpaw.augmentation import (
     AugmentationSphere,
@@ -53,7 +54,7 @@ class LearnedEnergy:
             if atom % grid.comm.size == grid.comm.rank
         }
         nldf = functional.learned.descriptors.nldf
-        self.convolution: DistributedConvolution | None = None
+        self.convolution: DistributedConvolution | AugmentedConvolution | None = None
         if nldf is not None:
             self.convolution = distributed_convolution(grid, all_spheres, relpos_ac, nldf)
 
@@ -89,7 +90,7 @@ class LearnedEnergy:
         They come from the spheres, between which nonlocal features change as they move.
         """
         forces = np.zeros((len(matrices), 3))
-        if self.convolution is not None and self.convolution.whole.num_spheres:
+        if self.convolution is not None and self.atoms:
             points, weights = self._points(density, matrices)
             _, derivative = self.functional.learned_potential_and_grid_derivative(
                 points, weights, self.convolution

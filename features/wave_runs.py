@@ -1,0 +1,87 @@
+r"""Smooth functions of the length of waves, from a few lengths of each run of similar ones.
+
+.. math:: f(G) = \sum_s c_s(G)\, f(G_s)
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Complex, Float
+from scipy.linalg import qr, solve_triangular
+
+RUN = 128
+"""Waves of a run. In crystals, many have the same length; longer runs need more samples."""
+
+ERROR = 1e-12
+"""Of the interpolation, for functions of the size of one: below that of their other sums."""
+
+
+class WaveRun(NamedTuple):
+    """Where in arrays of all waves, and of all samples, those of a run are."""
+
+    waves: slice
+    samples: slice
+    coefficients: Float[np.ndarray, "own_wave own_sample"]
+
+    def spread(
+        self, values: Float[np.ndarray, "own_wave c"]
+    ) -> Float[np.ndarray, "own_wave own_samples_c"]:
+        """Values times the coefficient of each sample, which a product with matrices sums up."""
+        spread = self.coefficients[:, :, None] * values[:, None]
+        return spread.reshape(len(values), -1)
+
+
+class WaveRuns(eqx.Module):
+    """Waves in order of their length, cut into runs; built by ``wave_runs``.
+
+    ``samples`` are the lengths (bohr^-1) that functions are given at.
+    """
+
+    samples: Float[np.ndarray, " sample"]
+    coefficients: tuple[Float[np.ndarray, "_ _"], ...]
+
+    def __iter__(self) -> Iterator[WaveRun]:
+        wave = sample = 0
+        for own in self.coefficients:
+            ends = wave + own.shape[0], sample + own.shape[1]
+            yield WaveRun(slice(wave, ends[0]), slice(sample, ends[1]), own)
+            wave, sample = ends
+
+    def matrix_product(
+        self,
+        waves: Complex[np.ndarray, "wave cin"],
+        matrices: Float[np.ndarray, "sample cin cout"],
+    ) -> Complex[np.ndarray, "wave cout"]:
+        """Channels of each wave times the matrix of its length."""
+        product = np.empty((len(waves), matrices.shape[2]), dtype=complex)
+        for run in self:
+            own, matrix = waves[run.waves], matrices[run.samples].reshape(-1, matrices.shape[2])
+            product.real[run.waves] = run.spread(own.real) @ matrix
+            product.imag[run.waves] = run.spread(own.imag) @ matrix
+        return product
+
+
+def wave_runs(
+    lengths: Float[np.ndarray, " wave"],
+    functions: Callable[[Float[np.ndarray, " some"]], Float[np.ndarray, "function some"]],
+) -> WaveRuns:
+    """For waves of ascending lengths (bohr^-1), and all sums of ``functions``, at most one large.
+
+    Samples are lengths of waves: those whose values determine the others'. Ref: Cheng et al.,
+    SIAM J. Sci. Comput. 26, 1389 (2005).
+    """
+    samples, coefficients = [], []
+    for start in range(0, len(lengths), RUN):
+        # Waves of one length, which differ by rounding.
+        own, which = np.unique(np.round(lengths[start : start + RUN], 10), return_inverse=True)
+        triangle, order = qr(functions(own), mode="r", pivoting=True)
+        count = max(int(np.sum(np.abs(np.diag(triangle)) > ERROR)), 1)
+        chosen, others = order[:count], order[count:]
+        by_sample = np.zeros((len(own), count))
+        by_sample[chosen] = np.eye(count)
+        by_sample[others] = solve_triangular(triangle[:count, :count], triangle[:count, count:]).T
+        samples.append(own[chosen])
+        coefficients.append(by_sample[which])
+    return WaveRuns(np.concatenate(samples), tuple(coefficients))
