@@ -25,9 +25,12 @@ class Cider(Calculator):
     energy on its grid, so that dynamics conserves it. The orbitals of one geometry start the next
     one.
 
+    With ``host="gpaw"`` it is GPAW's own calculator, with all that it can do, and takes GPAW's
+    parameters in place of those below: ``Cider("pbe0-x-nldf", host="gpaw", mode=PW(400))``.
+
     Args:
         functional: A ``CiderFunctional``, or the name or path of one.
-        host: The program that runs it: ``"pyscf"``.
+        host: The program that runs it: ``"pyscf"`` or ``"gpaw"``.
         basis: Basis set of PySCF.
         charge: Charge of the molecule, or of a cell (e).
         spin: Unpaired electrons; by default the sum of the initial magnetic moments of the atoms.
@@ -39,14 +42,36 @@ class Cider(Calculator):
             give one where the energy of one cell is compared to another's.
 
     Raises:
-        NotImplementedError: Another host, atoms that are periodic in some directions only, or
-            crystals with density fitting.
-        ValueError: A crystal without pseudopotentials.
+        ValueError: An unknown host, or a crystal without pseudopotentials.
+        ImportError: GPAW is not installed.
+        NotImplementedError: Atoms that are periodic in some directions only, or crystals with
+            density fitting.
         PropertyNotImplementedError: The stress of a molecule.
         SCFError: The self-consistent field did not converge; the error names the molecule.
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "forces", "stress"]
+
+    def __new__(
+        cls,
+        functional: CiderFunctional | str | os.PathLike[str] = "pbe0-x-nldf",
+        *,
+        host: str = "pyscf",
+        **parameters: Any,
+    ) -> Any:
+        """The calculator of the host."""
+        if host == "pyscf":
+            return super().__new__(cls)
+        if host != "gpaw":
+            raise ValueError(f"host={host!r} is not available: choose 'pyscf' or 'gpaw'")
+        try:
+            from gpaw import GPAW
+        except ImportError:
+            raise ImportError(
+                "host='gpaw' needs GPAW: pip install 'cider-xc[gpaw]'; see docs/gpaw.md for the "
+                "system packages that it is compiled with"
+            ) from None
+        return GPAW(xc=_as_functional(functional), **parameters)
 
     def __init__(
         self,
@@ -63,12 +88,8 @@ class Cider(Calculator):
         mesh: Sequence[int] | None = None,
         **kwargs: Any,
     ):
-        if host != "pyscf":
-            raise NotImplementedError(f"host={host!r} is not available: only 'pyscf' is")
         super().__init__(**kwargs)
-        if not isinstance(functional, CiderFunctional):
-            functional = CiderFunctional(functional)
-        self._functional = functional
+        self._functional = _as_functional(functional)
         self._basis = basis
         self._charge = charge
         self._spin = spin
@@ -176,3 +197,7 @@ class Cider(Calculator):
         if before is None or before.mol.elements != mf.mol.elements or type(before) is not type(mf):
             return None
         return before.make_rdm1()
+
+
+def _as_functional(functional: CiderFunctional | str | os.PathLike[str]) -> CiderFunctional:
+    return functional if isinstance(functional, CiderFunctional) else CiderFunctional(functional)

@@ -1,5 +1,7 @@
 """The calculator of ASE."""
 
+import sys
+
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -130,8 +132,8 @@ def test_another_molecule_starts_anew():
 
 
 def test_what_it_cannot_do():
-    with pytest.raises(NotImplementedError, match="host='gpaw'"):
-        Cider(FUNCTIONAL, host="gpaw")
+    with pytest.raises(ValueError, match="host='vasp' is not available"):
+        Cider(FUNCTIONAL, host="vasp")
     for pbc, settings, error, message in (
         (True, {}, ValueError, "H2O is periodic: give pseudo"),
         (True, {"density_fit": True}, NotImplementedError, "density fitting"),
@@ -150,3 +152,9 @@ def test_no_convergence(monkeypatch):
     with pytest.raises(SCFError, match=r"H2O \(charge 0, 0 unpaired.*1 cycles"):
         atoms = molecule("H2O", calculator=Cider(FUNCTIONAL, **SETTINGS))
         atoms.get_potential_energy()
+
+
+def test_gpaw_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gpaw", None)
+    with pytest.raises(ImportError, match=r"cider-xc\[gpaw\]"):
+        Cider(FUNCTIONAL, host="gpaw")

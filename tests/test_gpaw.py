@@ -24,6 +24,7 @@ from toy_functionals import toy_exchange, toy_nldf, toy_sdmx
 from cider import CiderFunctional
 from cider.density import Density
 from cider.features.nldf import Nldf, NldfExponent
+from cider.plugins.ase import Cider
 from cider.plugins.gpaw.augmentation import augmentation_sphere
 from cider.plugins.gpaw.functional import learned_functional
 from cider.plugins.gpaw.learned_energy import LearnedEnergy
@@ -249,6 +250,15 @@ def test_ranks_share_the_work(tmp_path):
 
     launch = ["mpiexec", "--oversubscribe", "-n", "2", sys.executable, "-m", "gpaw", "python"]
     assert np.max(np.abs(lines(*launch) - lines(sys.executable))) < 1e-7
+
+
+def test_calculator_of_ase_is_that_of_gpaw():
+    """It takes a name for the functional, and GPAW's parameters: the same first energy."""
+    atoms = hydrogen(CiderFunctional("x-sl-gga"), convergence=FIRST_STEPS)
+    energy = energy_of(atoms)
+    settings = {"gpts": (8, 8, 8), "symmetry": "off", "convergence": FIRST_STEPS, "txt": None}
+    atoms.calc = Cider("x-sl-gga", host="gpaw", mode=PW(CUTOFF), **settings)
+    assert energy_of(atoms) == energy
 
 
 def test_description_makes_the_same_functional():
