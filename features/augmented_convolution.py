@@ -46,6 +46,9 @@ _NEGLIGIBLE = 1e-17
 _BLOCK = 16
 """Shells that are treated alike."""
 
+_TOGETHER = 4
+"""Spheres that are treated together: more gain little, and take memory."""
+
 AtShells = Float[np.ndarray, "lm shell _"]
 """Coefficients of spherical harmonics on shells, of each exponent."""
 
@@ -69,7 +72,7 @@ class _Species(eqx.Module):
     shells: SphericalShells
     harmonics: Float[np.ndarray, "lm angle"]
     waves: SphereWaves
-    kernels: tuple[tuple["_ShellBlock", ...], ...]
+    kernels: tuple["_SharpKernels", ...]
 
     def project(self, values: Float[np.ndarray, "point channel"]) -> AtShells:
         """Sums over directions of values times harmonics."""
@@ -103,36 +106,55 @@ class _Species(eqx.Module):
         """What sharp Gaussians make of charges on shells."""
         num_shells, num_channels = charges.shape[1], mixing.shape[2]
         fields = np.zeros((num_shells, charges.shape[0], num_channels))
-        for l, blocks in enumerate(self.kernels):
+        for l, kernels in enumerate(self.kernels):
             own = slice(l * l, (l + 1) ** 2)
-            by_channel = charges[own].swapaxes(0, 1).reshape(-1, charges.shape[2])
-            mixed = (by_channel @ mixing).reshape(len(mixing), num_shells, -1)
-            total = np.zeros(mixed.shape[1:])
-            for gamma, rows, columns, kernel in blocks:
-                total[rows] += kernel @ mixed[gamma, columns]
+            by_shell = charges[own].swapaxes(0, 1).reshape(-1, charges.shape[2])
+            total = np.zeros((num_shells, (2 * l + 1) * num_channels))
+            for matrix, blocks in zip(mixing, kernels, strict=True):
+                mixed = (by_shell @ matrix).reshape(num_shells, -1)
+                for rows, columns, kernel in blocks:
+                    total[rows] += kernel @ mixed[columns]
             fields[:, own] = total.reshape(num_shells, -1, num_channels)
         return fields.swapaxes(0, 1)
 
 
-class _ShellBlock(NamedTuple):
-    """The kernel of a sharp Gaussian for some shells, and the shells that it reaches from there."""
+class _SharpKernels(eqx.Module):
+    """Kernels of sharp Gaussians between shells, by ``_BLOCK`` rows, without what is negligible.
 
-    gamma: int
-    rows: slice
-    columns: slice
-    kernel: Float[np.ndarray, "own_shell own_shell"]
+    ``values`` are those of all blocks, whose columns are ``columns`` of each Gaussian.
+    """
+
+    num_shells: int = eqx.field(static=True)
+    values: Float[np.ndarray, " value"]
+    columns: tuple[tuple[tuple[int, int], ...], ...] = eqx.field(static=True)
+
+    def __iter__(self) -> Iterator[list[tuple[slice, slice, Float[np.ndarray, "row column"]]]]:
+        """Of each Gaussian: rows, columns and the kernel of them, of each block."""
+        end = 0
+        for columns in self.columns:
+            blocks = []
+            for number, (first, beyond) in enumerate(columns):
+                rows = slice(number * _BLOCK, min((number + 1) * _BLOCK, self.num_shells))
+                shape = rows.stop - rows.start, beyond - first
+                own = self.values[end : (end := end + shape[0] * shape[1])].reshape(shape)
+                blocks.append((rows, slice(first, beyond), own))
+            yield blocks
 
 
-def _shell_blocks(kernels: Float[np.ndarray, "gamma shell shell"]) -> tuple[_ShellBlock, ...]:
-    """All that is not negligible: the sharpest Gaussians reach a few shells."""
-    blocks = []
-    for gamma, kernel in enumerate(kernels):
+def _sharp_kernels(kernels: Float[np.ndarray, "gamma shell shell"]) -> _SharpKernels:
+    """The sharpest Gaussians reach a few shells."""
+    values: list[Float[np.ndarray, " value"]] = []
+    columns: list[list[tuple[int, int]]] = []
+    for kernel in kernels:
+        columns.append([])
         for start in range(0, len(kernel), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            reached = np.flatnonzero(np.max(kernel[rows], axis=0) > _NEGLIGIBLE * kernel.max())
-            columns = slice(reached[0], reached[-1] + 1)
-            blocks.append(_ShellBlock(gamma, rows, columns, kernel[rows, columns].copy()))
-    return tuple(blocks)
+            rows = kernel[start : start + _BLOCK]
+            reached = np.flatnonzero(np.max(rows, axis=0) > _NEGLIGIBLE * kernel.max())
+            columns[-1].append((int(reached[0]), int(reached[-1]) + 1))
+            values.append(rows[:, slice(*columns[-1][-1])].ravel())
+    return _SharpKernels(
+        kernels.shape[1], np.concatenate(values), tuple(tuple(own) for own in columns)
+    )
 
 
 class _Linearised(NamedTuple):
@@ -171,8 +193,9 @@ class AugmentedConvolution(GaussianConvolution):
         charges = self._charges(in_spheres)
         waves = self._fields(self._transform(on_grid), self._to_nodes(charges))
         fields, mixing = [self._transform_back(waves)], self.mixing[self.num_smooth :]
-        for own, center, own_charges in zip(self._spheres, self.centers, charges, strict=True):
-            smooth = own.to_shells(own.waves.at_nodes(waves / self._size, center))
+        at_nodes = self._at_nodes(waves / self._size)
+        for own, own_fields, own_charges in zip(self._spheres, at_nodes, charges, strict=True):
+            smooth = own.to_shells(own_fields)
             fields.append(own.expand(smooth + own.sharp_fields(own_charges, mixing)))
             fields.append(own.expand(smooth))
         return np.concatenate(fields)
@@ -186,9 +209,9 @@ class AugmentedConvolution(GaussianConvolution):
         by_sharp = self.runs.matrix_product(waves, self.sharp.swapaxes(1, 2))
         sources = [self._transform_back(by_smooth * self.volume + by_sharp)]
         mixing = self.mixing[self.num_smooth :].swapaxes(1, 2)
-        pairs = zip(in_spheres[::2], self._spheres, self.centers, strict=True)
-        for true, own, center in pairs:
-            by_charges = own.to_shells(own.waves.at_nodes(by_smooth, center))
+        by_nodes = self._at_nodes(by_smooth)
+        for true, own, by_own in zip(in_spheres[::2], self._spheres, by_nodes, strict=True):
+            by_charges = own.to_shells(by_own)
             by_charges += own.sharp_fields(own.project(true), mixing)
             values = own.charges_transpose(by_charges)
             sources += [values, -values]
@@ -234,7 +257,7 @@ class AugmentedConvolution(GaussianConvolution):
             strain += own.waves.strain_derivative(by_own, fields, center)
             strain += own.waves.strain_derivative(charges, by_smooth, center)
             # The density of waves that charges make goes with the inverse of the volume.
-            strain -= np.vdot(charges, own.waves.at_nodes(by_smooth, center)) * np.eye(3)
+            strain -= np.vdot(charges, *own.waves.at_nodes(by_smooth, center[None])) * np.eye(3)
         return strain
 
     def moved(self, centers: Float[np.ndarray, "atom xyz"]) -> "AugmentedConvolution":
@@ -313,9 +336,27 @@ class AugmentedConvolution(GaussianConvolution):
     ) -> Complex[np.ndarray, "wave channel"]:
         """Waves of charges at the nodes of all spheres."""
         total = np.zeros((len(self.indices), num_channels), dtype=complex)
-        for own, center, charges in zip(self._spheres, self.centers, nodes, strict=True):
-            total += own.waves.waves_of(charges, center)
+        for own, atoms in self._together():
+            total += own.waves.waves_of([nodes[atom] for atom in atoms], self.centers[atoms])
         return total
+
+    def _at_nodes(self, waves: Complex[np.ndarray, "wave channel"]) -> list[AtNodes]:
+        """Waves at the nodes of each sphere."""
+        at_nodes = {
+            atom: values
+            for own, atoms in self._together()
+            for atom, values in zip(
+                atoms, own.waves.at_nodes(waves, self.centers[atoms]), strict=True
+            )
+        }
+        return [at_nodes[atom] for atom in range(len(self.centers))]
+
+    def _together(self) -> Iterator[tuple[_Species, list[int]]]:
+        """Spheres of a species, a few at a time."""
+        for index, own in enumerate(self.species):
+            atoms = [atom for atom, kind in enumerate(self.species_of) if kind == index]
+            for start in range(0, len(atoms), _TOGETHER):
+                yield own, atoms[start : start + _TOGETHER]
 
     def _transform(
         self, values: Float[np.ndarray, "point channel"]
@@ -416,7 +457,7 @@ def _species(
         harmonics=real_spherical_harmonics(shells.directions, LMAX),
         waves=sphere_waves(waves, runs, shells.radii, LMAX),
         kernels=tuple(
-            _shell_blocks(own)
+            _sharp_kernels(own)
             for own in gaussian_radial_kernel(sharp, shells.radii, shells.radii, LMAX)
         ),
     )

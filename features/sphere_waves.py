@@ -40,38 +40,42 @@ class SphereWaves(eqx.Module):
     bessel: tuple[Float[np.ndarray, "node sample"], ...]
 
     def waves_of(
-        self, charges: AtNodes, center: Float[np.ndarray, " xyz"]
+        self, charges: Sequence[AtNodes], centers: Float[np.ndarray, "atom xyz"]
     ) -> Complex[np.ndarray, "wave channel"]:
-        """Waves of charges at the nodes about a centre (bohr)."""
-        total = np.empty((len(self.waves.shares), charges.shape[2]), dtype=complex)
-        of_length = self._at_samples(charges, self.bessel)
-        parities = [np.ascontiguousarray(of_length[:, lms]) for lms in self._parities]
+        """Waves of charges at the nodes about each centre (bohr), in all."""
+        phases, num_channels = 4 * np.pi * self._phases(centers), charges[0].shape[2]
+        of_length = np.concatenate([self._at_samples(own, self.bessel) for own in charges], axis=2)
+        parities = [of_length[:, lms].copy() for lms in self._parities]
+        total = np.empty((len(phases), num_channels), dtype=complex)
         for run in self.runs:
             even, odd = (
                 run.spread(harmonics[run.waves]) @ own[run.samples].reshape(-1, own.shape[2])
                 for harmonics, own in zip(self.harmonics, parities, strict=True)
             )
-            total.real[run.waves], total.imag[run.waves] = even, -odd
-        total *= 4 * np.pi * self._phases(center)
+            by_center = (even - 1j * odd).reshape(len(even), -1, num_channels)
+            total[run.waves] = np.sum(phases[run.waves, :, None] * by_center, axis=1)
         return total
 
     def at_nodes(
-        self, waves: Complex[np.ndarray, "wave channel"], center: Float[np.ndarray, " xyz"]
-    ) -> AtNodes:
+        self, waves: Complex[np.ndarray, "wave channel"], centers: Float[np.ndarray, "atom xyz"]
+    ) -> list[AtNodes]:
         """Sums over waves and their conjugates at the nodes: the transpose of ``waves_of``."""
-        seen, num_channels = self._seen(waves, center), waves.shape[1]
-        of_length = np.empty((len(self.runs.samples), len(self.bessel) ** 2, num_channels))
-        for parts, harmonics, lms in zip(seen, self.harmonics, self._parities, strict=True):
-            own = np.empty((len(of_length), len(lms), num_channels))
-            for run in self.runs:
-                by_run = run.spread(harmonics[run.waves]).T @ parts[run.waves]
-                own[run.samples] = by_run.reshape(-1, len(lms), num_channels)
+        factors = self._factors(centers)
+        columns = len(centers) * waves.shape[1]
+        parities = [np.empty((len(self.runs.samples), len(lms), columns)) for lms in self._parities]
+        for run in self.runs:
+            parts = _parts(waves[run.waves], factors[run.waves])
+            for own, harmonics, part in zip(parities, self.harmonics, parts, strict=True):
+                by_run = run.spread(harmonics[run.waves]).T @ part
+                own[run.samples] = by_run.reshape(-1, own.shape[1], columns)
+        of_length = np.empty((len(self.runs.samples), len(self.bessel) ** 2, columns))
+        for own, lms in zip(parities, self._parities, strict=True):
             of_length[:, lms] = own
-        at_nodes = np.empty((of_length.shape[1], len(self.nodes), num_channels))
-        for l, bessel in enumerate(self.bessel):
-            own = np.tensordot(_sign(l) * bessel, of_length[:, _harmonics_of(l)], 1)
-            at_nodes[_harmonics_of(l)] = own.swapaxes(0, 1)
-        return at_nodes
+        at_nodes = [
+            np.tensordot(_sign(l) * bessel, of_length[:, _harmonics_of(l)], 1)
+            for l, bessel in enumerate(self.bessel)
+        ]
+        return np.split(np.concatenate(at_nodes, axis=1).swapaxes(0, 1), len(centers), axis=2)
 
     def center_derivative(
         self,
@@ -80,7 +84,7 @@ class SphereWaves(eqx.Module):
         center: Float[np.ndarray, " xyz"],
     ) -> Float[np.ndarray, " xyz"]:
         """Derivative by the centre of charges times what waves are at the nodes (per bohr)."""
-        products = np.sum(self.waves_of(charges, center).conj() * waves, axis=1)
+        products = np.sum(self.waves_of([charges], center[None]).conj() * waves, axis=1)
         return -(self.waves.shares * products.imag) @ self.waves.vectors
 
     def strain_derivative(
@@ -90,7 +94,7 @@ class SphereWaves(eqx.Module):
         center: Float[np.ndarray, " xyz"],
     ) -> Float[np.ndarray, "xyz xyz"]:
         """Derivative of the same by strain, which changes waves and leaves the sphere."""
-        seen = self._seen(waves, center)
+        seen = _parts(waves, self._factors(center[None]))
         arguments = np.outer(self.nodes, self.runs.samples)
         slopes = [
             self.nodes[:, None] * spherical_jn(l, arguments, derivative=True)
@@ -138,19 +142,24 @@ class SphereWaves(eqx.Module):
                 result[lms, run.waves] = np.einsum("gs,smg->mg", run.coefficients, own)
         return result
 
-    def _seen(
-        self, waves: Complex[np.ndarray, "wave channel"], center: Float[np.ndarray, " xyz"]
-    ) -> tuple[Float[np.ndarray, "wave channel"], Float[np.ndarray, "wave channel"]]:
-        """What harmonics of even l and of odd l see of waves and their conjugates."""
-        shifted = (4 * np.pi * self.waves.shares[:, None] * self._phases(center).conj()) * waves
-        return shifted.real.copy(), -shifted.imag
-
     @property
     def _parities(self) -> list[Int[np.ndarray, " lm"]]:
         return _parities(len(self.bessel) - 1)
 
-    def _phases(self, center: Float[np.ndarray, " xyz"]) -> Complex[np.ndarray, "wave 1"]:
-        return np.exp(-1j * (self.waves.vectors @ center))[:, None]
+    def _factors(self, centers: Float[np.ndarray, "atom xyz"]) -> Complex[np.ndarray, "wave atom"]:
+        """Of waves as harmonics about each centre see them, each with its conjugate."""
+        return 4 * np.pi * self.waves.shares[:, None] * self._phases(centers).conj()
+
+    def _phases(self, centers: Float[np.ndarray, "atom xyz"]) -> Complex[np.ndarray, "wave atom"]:
+        return np.exp(-1j * (self.waves.vectors @ centers.T))
+
+
+def _parts(
+    waves: Complex[np.ndarray, "wave channel"], factors: Complex[np.ndarray, "wave atom"]
+) -> tuple[Float[np.ndarray, "wave atom_channel"], Float[np.ndarray, "wave atom_channel"]]:
+    """What harmonics of even l and of odd l see of waves, for each of their factors."""
+    shifted = (factors[:, :, None] * waves[:, None]).reshape(len(waves), -1)
+    return shifted.real.copy(), -shifted.imag
 
 
 def _sign(l: int) -> float:

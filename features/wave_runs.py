@@ -36,18 +36,23 @@ class WaveRun(NamedTuple):
 class WaveRuns(eqx.Module):
     """Waves in order of their length, cut into runs; built by ``wave_runs``.
 
-    ``samples`` are the lengths (bohr^-1) that functions are given at.
+    ``samples`` are the lengths (bohr^-1) that functions are given at; ``coefficients`` are those of
+    all runs, whose numbers of waves and samples are ``shapes``.
     """
 
     samples: Float[np.ndarray, " sample"]
-    coefficients: tuple[Float[np.ndarray, "_ _"], ...]
+    coefficients: Float[np.ndarray, " coefficient"]
+    shapes: tuple[tuple[int, int], ...] = eqx.field(static=True)
 
     def __iter__(self) -> Iterator[WaveRun]:
-        wave = sample = 0
-        for own in self.coefficients:
-            ends = wave + own.shape[0], sample + own.shape[1]
-            yield WaveRun(slice(wave, ends[0]), slice(sample, ends[1]), own)
-            wave, sample = ends
+        wave = sample = start = 0
+        for waves, samples in self.shapes:
+            own = self.coefficients[start : (start := start + waves * samples)]
+            yield WaveRun(
+                slice(wave, wave := wave + waves),
+                slice(sample, sample := sample + samples),
+                own.reshape(waves, samples),
+            )
 
     def matrix_product(
         self,
@@ -84,4 +89,8 @@ def wave_runs(
         by_sample[others] = solve_triangular(triangle[:count, :count], triangle[:count, count:]).T
         samples.append(own[chosen])
         coefficients.append(by_sample[which])
-    return WaveRuns(np.concatenate(samples), tuple(coefficients))
+    return WaveRuns(
+        samples=np.concatenate(samples),
+        coefficients=np.concatenate([own.ravel() for own in coefficients]),
+        shapes=tuple(own.shape for own in coefficients),
+    )
