@@ -130,13 +130,13 @@ class _SharpKernels(eqx.Module):
 
     def __iter__(self) -> Iterator[list[tuple[slice, slice, Float[np.ndarray, "row column"]]]]:
         """Of each Gaussian: rows, columns and the kernel of them, of each block."""
-        end = 0
+        end, values, num_shells = 0, self.values, self.num_shells
         for columns in self.columns:
             blocks = []
             for number, (first, beyond) in enumerate(columns):
-                rows = slice(number * _BLOCK, min((number + 1) * _BLOCK, self.num_shells))
+                rows = slice(number * _BLOCK, min((number + 1) * _BLOCK, num_shells))
                 shape = rows.stop - rows.start, beyond - first
-                own = self.values[end : (end := end + shape[0] * shape[1])].reshape(shape)
+                own = values[end : (end := end + shape[0] * shape[1])].reshape(shape)
                 blocks.append((rows, slice(first, beyond), own))
             yield blocks
 

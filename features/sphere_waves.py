@@ -45,12 +45,15 @@ class SphereWaves(eqx.Module):
         """Waves of charges at the nodes about each centre (bohr), in all."""
         phases, num_channels = 4 * np.pi * self._phases(centers), charges[0].shape[2]
         of_length = np.concatenate([self._at_samples(own, self.bessel) for own in charges], axis=2)
-        parities = [of_length[:, lms].copy() for lms in self._parities]
+        pairs = [
+            (harmonics, of_length[:, lms].copy())
+            for harmonics, lms in zip(self.harmonics, self._parities, strict=True)
+        ]
         total = np.empty((len(phases), num_channels), dtype=complex)
         for run in self.runs:
             even, odd = (
                 run.spread(harmonics[run.waves]) @ own[run.samples].reshape(-1, own.shape[2])
-                for harmonics, own in zip(self.harmonics, parities, strict=True)
+                for harmonics, own in pairs
             )
             by_center = (even - 1j * odd).reshape(len(even), -1, num_channels)
             total[run.waves] = np.sum(phases[run.waves, :, None] * by_center, axis=1)
@@ -63,9 +66,10 @@ class SphereWaves(eqx.Module):
         factors = self._factors(centers)
         columns = len(centers) * waves.shape[1]
         parities = [np.empty((len(self.runs.samples), len(lms), columns)) for lms in self._parities]
+        pairs = list(zip(parities, self.harmonics, strict=True))
         for run in self.runs:
             parts = _parts(waves[run.waves], factors[run.waves])
-            for own, harmonics, part in zip(parities, self.harmonics, parts, strict=True):
+            for (own, harmonics), part in zip(pairs, parts, strict=True):
                 by_run = run.spread(harmonics[run.waves]).T @ part
                 own[run.samples] = by_run.reshape(-1, own.shape[1], columns)
         of_length = np.empty((len(self.runs.samples), len(self.bessel) ** 2, columns))

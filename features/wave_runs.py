@@ -46,8 +46,9 @@ class WaveRuns(eqx.Module):
 
     def __iter__(self) -> Iterator[WaveRun]:
         wave = sample = start = 0
+        coefficients = self.coefficients
         for waves, samples in self.shapes:
-            own = self.coefficients[start : (start := start + waves * samples)]
+            own = coefficients[start : (start := start + waves * samples)]
             yield WaveRun(
                 slice(wave, wave := wave + waves),
                 slice(sample, sample := sample + samples),
