@@ -26,8 +26,8 @@ from cider import CiderFunctional
 SEMILOCAL = ("LDA", "PBE", "PBEsol", "SCAN")
 """GPAW's own functionals."""
 
-SCALES = (0.97, 0.98, 0.99, 1.0, 1.01, 1.02, 1.03)
-"""Lattice constants of the equation of state, beside that of experiment."""
+SCALES = (1.03, 1.015, 1.0, 0.985, 0.97)
+"""Lattice constants of the equation of state, beside that of experiment; the largest is first."""
 
 
 class Solid(NamedTuple):
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("reference", type=Path, help="JSON file of experimental values")
     parser.add_argument("--solids", nargs="+", choices=SOLIDS, default=list(SOLIDS))
     parser.add_argument("--functionals", nargs="+", default=["PBE", "pbe0-x-nldf"])
-    parser.add_argument("--cutoff", type=float, default=500.0, help="of plane waves (eV)")
+    parser.add_argument("--cutoff", type=float, default=600.0, help="of plane waves (eV)")
     parser.add_argument("--kpts", type=int, default=6, help="along each vector; metals: twice")
     parser.add_argument("--results", type=Path, default=Path("solids.jsonl"))
     settings = parser.parse_args()
@@ -93,11 +93,13 @@ def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
 def measured(own: dict[str, Any], experiment: dict[str, Any], has_gap: bool) -> dict[str, Any]:
     """Volumes (angstrom^3) and energies (eV), and the gap (eV) at the volume of experiment."""
     started = time.process_time()
-    volumes, energies, gap = [], [], None
+    volumes, energies, gap, mesh = [], [], None, None
     for scale in SCALES:
-        atoms = crystal(own, experiment, scale)
+        atoms = crystal(own, experiment, scale, mesh)
         volumes.append(atoms.get_volume())
         energies.append(float(atoms.get_potential_energy()))
+        # Another grid at another volume would be another error of the energy.
+        mesh = atoms.calc.get_number_of_grid_points()
         if has_gap and scale == 1.0:
             gap = fundamental_gap(atoms)
     row = {
@@ -121,13 +123,16 @@ def properties(row: dict[str, Any], experiment: dict[str, Any]) -> dict[str, flo
     }
 
 
-def crystal(own: dict[str, Any], experiment: dict[str, Any], scale: float) -> Atoms:
-    """Primitive cell, with its calculator."""
+def crystal(
+    own: dict[str, Any], experiment: dict[str, Any], scale: float, mesh: np.ndarray | None
+) -> Atoms:
+    """Primitive cell, with its calculator, which chooses a grid where there is no ``mesh``."""
     name = own["functional"]
     atoms = bulk(experiment["symbols"], experiment["structure"], a=scale * experiment["a0"])
     atoms.calc = GPAW(
         mode=PW(own["cutoff"]),
         xc=name if name in SEMILOCAL else CiderFunctional(name),
+        gpts=mesh,
         kpts={"size": (own["kpts"],) * 3, "gamma": True},
         occupations={"name": "fermi-dirac", "width": 0.05},
         convergence={"density": 1e-5},

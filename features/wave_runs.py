@@ -81,7 +81,7 @@ def wave_runs(
     samples, coefficients = [], []
     for start in range(0, len(lengths), RUN):
         # Waves of one length, which differ by rounding.
-        own, which = np.unique(np.round(lengths[start : start + RUN], 10), return_inverse=True)
+        own, which = np.unique(np.round(lengths[start : start + RUN], 12), return_inverse=True)
         triangle, order = qr(functions(own), mode="r", pivoting=True)
         count = max(int(np.sum(np.abs(np.diag(triangle)) > ERROR)), 1)
         chosen, others = order[:count], order[count:]

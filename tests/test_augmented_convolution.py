@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from cider.features.augmented_convolution import SphericalShells, augmented_convolution
+from cider.features.augmented_convolution import LMAX, SphericalShells, augmented_convolution
+from cider.features.spherical import gaussian_radial_kernel
 
 LATTICE = np.array([(7.0, 0.0, 0.5), (0.0, 6.5, 0.0), (0.3, 0.2, 6.0)])
 CENTERS = np.array([(1.0, 2.0, 0.5), (4.1, 3.0, 3.2)])
@@ -47,6 +48,40 @@ def test_transpose(convolution):
     assert abs(forward - backward) < 1e-10 * np.linalg.norm(x) * np.linalg.norm(
         convolution.apply(x)
     )
+
+
+def test_functions_of_the_length_of_waves(convolution):
+    """All Gaussians, from their values at a few lengths of each run of waves: to rounding."""
+    lengths, runs = convolution.waves.lengths, convolution.runs
+    assert len(runs.samples) < len(lengths) / 10
+
+    def gaussians(lengths):
+        return np.exp(-np.outer(lengths**2, 1 / (4 * convolution.gammas)))
+
+    waves = np.array([1.0, 1j]) * np.ones((len(lengths), 1))
+    identity = np.eye(2)[None, :, :, None]
+    matrices = (identity * gaussians(runs.samples)[:, None, None]).reshape(len(runs.samples), 2, -1)
+    product = runs.matrix_product(waves, matrices).reshape(len(lengths), 2, -1)
+    # Lengths are rounded to 1e-12, and the interpolation ends at as much.
+    assert np.max(np.abs(product - waves[:, :, None] * gaussians(lengths)[:, None])) < 1e-11
+
+
+def test_sharp_gaussians_between_shells(convolution):
+    """Without what is negligible: as the sum over all shells."""
+    species = convolution.species[0]
+    sharp = convolution.gammas[convolution.num_smooth :]
+    random = np.random.default_rng(0)
+    charges = random.normal(size=((LMAX + 1) ** 2, len(species.shells.radii), 2))
+    mixing = random.normal(size=(len(sharp), 2, 3))
+    radii = species.shells.radii
+    expected = np.concatenate(
+        [
+            np.einsum("xgh,lhc,xcd->lgd", kernel, charges[l * l : (l + 1) ** 2], mixing)
+            for l, kernel in enumerate(gaussian_radial_kernel(sharp, radii, radii, LMAX))
+        ]
+    )
+    fields = species.sharp_fields(charges, mixing)
+    assert np.max(np.abs(fields - expected)) < 1e-12 * np.max(np.abs(expected))
 
 
 def test_a_gaussian_source_in_a_sphere(convolution):
