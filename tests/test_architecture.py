@@ -24,7 +24,7 @@ SUMMIT |= {"cider.training.command_line"}
 
 HOSTS = {
     "pyscf": {"cider.plugins.pyscf", "cider.plugins.ase", "cider.training", "cider.run"},
-    "gpaw": {"cider.plugins.gpaw"},
+    "gpaw": {"cider.plugins.gpaw", "cider.plugins.ase"},
 }
 """Who may import a host program; training makes its reference data with PySCF."""
 
