@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.fft
+from ase.geometry import minkowski_reduce
 from jaxtyping import Complex, Float, Inexact, Int
 from pyscf import lib
 
@@ -49,7 +50,7 @@ class PeriodicSmoothing:
         self._lattice = cell.lattice_vectors()
         self._mesh = tuple(int(count) for count in grids.mesh)
         repeated = self._lattice * _mesh_of_k_points(self._lattice, kpts)[:, None]
-        self.reach = _shortest_translation(repeated) / 2
+        self.reach = np.linalg.norm(minkowski_reduce(repeated)[0], axis=1).min() / 2
         """Where smoothing ends (bohr)."""
         longest = np.linalg.norm(reciprocal_lattice(self._lattice), axis=1) @ self._mesh / 2
         count = math.ceil(2 * _SAMPLES * longest * self.reach)
@@ -237,10 +238,3 @@ def _mesh_of_k_points(
             f"makes it, not {len(kpts)} with {counts.tolist()} along the reciprocal vectors"
         )
     return counts
-
-
-def _shortest_translation(lattice: Float[np.ndarray, "vector xyz"]) -> float:
-    """Length (bohr) of the shortest vector of a lattice that is not zero."""
-    counts = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    lengths = np.linalg.norm(counts @ lattice, axis=1)
-    return float(lengths[lengths > 0].min())
