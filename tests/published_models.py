@@ -103,19 +103,7 @@ kernels:
     spline_grids:{spline_grids}
   mode: SEP
 libxc_baseline: null
-settings: !!python/object:ciderpress.dft.settings.FeatureSettings
-  hyb_settings: {EMPTY}
-  nldf_settings: {nldf}
-  nlof_settings: {EMPTY}
-  normalizers: !!python/object:ciderpress.dft.feat_normalizer.FeatNormalizerList
-    _normalizers: [{", ".join(normalizers)}]
-    cutoff: 1.0e-10
-    slmode: {mode}
-  sdmx_settings: {EMPTY}
-  sl_settings: !!python/object:ciderpress.dft.settings.SemilocalSettings
-    level: {self.level}
-    mode: {mode}
-"""
+{feature_settings(self.level, mode, normalizers, nldf=nldf)}"""
 
     def maps(self) -> list[str]:
         prefix = "!!python/object:ciderpress.dft.transform_data."
@@ -188,31 +176,21 @@ class PublishedXc:
     def text(self) -> str:
         exchange = self.kernel("SEP", "LDA_X", "GGA_X_PBE")
         correlation = self.kernel("NPOL", "GGA_C_PBE", "GGA_C_PBE")
-        normalizers = [f"{normalizer} {{const: {scalar(c)}}}" for c in self.constants]
-        return f"""\
-!!python/object:ciderpress.dft.xc_evaluator2.MappedXC2
-kernels:
-{exchange}{correlation}libxc_baseline: null
-settings: !!python/object:ciderpress.dft.settings.FeatureSettings
-  hyb_settings: {EMPTY}
-  nldf_settings: !!python/object:ciderpress.dft.settings.NLDFSettingsVJ
+        normalizers = ["null"] * 3
+        normalizers += [f"{normalizer} {{const: {scalar(c)}}}" for c in self.constants]
+        nldf = f"""!!python/object:ciderpress.dft.settings.NLDFSettingsVJ
     feat_params: {[list(a) for a in self.exponents]}
     feat_specs: [se, se]
     l0_feat_specs: []
     l1_feat_dots: []
     l1_feat_specs: []
     rho_mult: one
-    theta_params: {list(self.theta)}
-  nlof_settings: {EMPTY}
-  normalizers: !!python/object:ciderpress.dft.feat_normalizer.FeatNormalizerList
-    _normalizers: [null, null, null, {", ".join(normalizers)}]
-    cutoff: 1.0e-10
-    slmode: nst
-  sdmx_settings: {EMPTY}
-  sl_settings: !!python/object:ciderpress.dft.settings.SemilocalSettings
-    level: MGGA
-    mode: nst
-vdw_eval_mode: null
+    theta_params: {list(self.theta)}"""
+        return f"""\
+!!python/object:ciderpress.dft.xc_evaluator2.MappedXC2
+kernels:
+{exchange}{correlation}libxc_baseline: null
+{feature_settings("MGGA", "nst", normalizers, nldf=nldf)}vdw_eval_mode: null
 vdw_fit_info: null
 vdw_fit_term: null
 """
@@ -342,7 +320,10 @@ class PublishedSdmx:
             f"{{const: {constant}, power: {-1 - j / 3}}}"
             for constant, j in zip(self.constants, used, strict=True)
         ]
-        unused = "!!python/tuple [[], [0, 0, 0, 0]]"
+        sdmx = f"""!!python/object:ciderpress.dft.settings.SDMXFullSettings
+    _settings:
+      1.0: !!python/tuple [{list(self.powers)}, {list(self.counts)}]
+      2.0: !!python/tuple [[], [0, 0, 0, 0]]"""
         return f"""\
 !!python/object:ciderpress.dft.xc_evaluator.MappedXC
 kernels:
@@ -361,22 +342,7 @@ kernels:
     tensor_init: !!python/name:torch.tensor ''
   mode: SEP
 libxc_baseline: null
-settings: !!python/object:ciderpress.dft.settings.FeatureSettings
-  hyb_settings: {EMPTY}
-  nldf_settings: {EMPTY}
-  nlof_settings: {EMPTY}
-  normalizers: !!python/object:ciderpress.dft.feat_normalizer.FeatNormalizerList
-    _normalizers: [{", ".join(normalizers)}]
-    cutoff: 1.0e-10
-    slmode: npa
-  sdmx_settings: !!python/object:ciderpress.dft.settings.SDMXFullSettings
-    _settings:
-      1.0: !!python/tuple [{list(self.powers)}, {list(self.counts)}]
-      2.0: {unused}
-  sl_settings: !!python/object:ciderpress.dft.settings.SemilocalSettings
-    level: MGGA
-    mode: npa
-"""
+{feature_settings("MGGA", "npa", normalizers, sdmx=sdmx)}"""
 
     def network(self) -> str:
         layers = {name: linear(*values) for name, values in self.arrays().items()}
@@ -419,6 +385,26 @@ normalizer = "!!python/object:ciderpress.dft.feat_normalizer.ConstantNormalizer"
 
 
 NO_DISPERSION = "vdw_eval_mode: null\nvdw_fit_info: null\nvdw_fit_term: null\n"
+
+
+def feature_settings(
+    level: str, mode: str, normalizers: list[str], nldf: str = EMPTY, sdmx: str = EMPTY
+) -> str:
+    """Which features a model has."""
+    return f"""\
+settings: !!python/object:ciderpress.dft.settings.FeatureSettings
+  hyb_settings: {EMPTY}
+  nldf_settings: {nldf}
+  nlof_settings: {EMPTY}
+  normalizers: !!python/object:ciderpress.dft.feat_normalizer.FeatNormalizerList
+    _normalizers: [{", ".join(normalizers)}]
+    cutoff: 1.0e-10
+    slmode: {mode}
+  sdmx_settings: {sdmx}
+  sl_settings: !!python/object:ciderpress.dft.settings.SemilocalSettings
+    level: {level}
+    mode: {mode}
+"""
 
 
 def dispersion(kind: str, parameters: str) -> str:

@@ -130,7 +130,7 @@ def synthetic_geometries() -> Iterator[tuple[str, Atoms, int]]:
 
 
 def _bond(a: str, b: str) -> float:
-    return float(covalent_radii[atomic_numbers[a]] + covalent_radii[atomic_numbers[b]])
+    return float(_bond_lengths(np.array([atomic_numbers[a], atomic_numbers[b]]))[0, 1])
 
 
 def _bond_lengths(numbers: Int[np.ndarray, " atom"]) -> Float[np.ndarray, "atom atom"]:
