@@ -94,6 +94,8 @@ def _term_specification(term: ExchangeTerm | CorrelationTerm) -> Header:
     own: Header = {"kind": _EXCHANGE}
     if isinstance(term, CorrelationTerm):
         own = {"kind": _CORRELATION, "density_scale": term.density_scale}
+    elif term.gradient_cutoff is not None:
+        own = {"kind": _EXCHANGE, "gradient_cutoff": term.gradient_cutoff}
     return {
         **own,
         "baseline": term.baseline,
@@ -118,7 +120,7 @@ def _build_term(specification: Header, arrays: Arrays) -> ExchangeTerm | Correla
     transform = _build_transform(specification["transform"], _without_prefix(arrays, "transform/"))
     model = build_model(specification["model"], _without_prefix(arrays, "model/"))
     if specification["kind"] == _EXCHANGE:
-        return ExchangeTerm(baseline, transform, model)
+        return ExchangeTerm(baseline, transform, model, specification.get("gradient_cutoff"))
     if specification["kind"] != _CORRELATION:
         raise TypeError(f"an energy term of kind {specification['kind']!r}")
     return CorrelationTerm(baseline, specification["density_scale"], transform, model)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pyscf import dft
 
-from cider.exchange import ExchangeTerm
+from cider.exchange import GRADIENT_CUTOFF, ExchangeTerm, share_of_correction
 from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
 from cider.learned_functional import LearnedFunctional
@@ -300,7 +300,7 @@ def _functional(points):
         anchor = uniform_gas_anchor(descriptors, transform)
         half = 0.02 * np.random.default_rng(2).normal(size=(1 + 6 * DEGREE,) * 2)
         model = QuadraticGaussianProcess(half + half.T, anchor, DEGREE)
-        exchange = ExchangeTerm("GGA_X_PBE", transform, model)
+        exchange = ExchangeTerm("GGA_X_PBE", transform, model, GRADIENT_CUTOFF)
         return LearnedFunctional("test", descriptors, (exchange,))
 
 

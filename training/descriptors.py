@@ -19,9 +19,10 @@ from jaxtyping import Array, Float
 from pyscf import dft, gto
 from rich.console import Console
 
-from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, float64
+from cider.conventions import DENSITY_CUTOFF, LDA_EXCHANGE_PREFACTOR, AnyArray, float64
 from cider.density import Density
 from cider.descriptors import Descriptors, safe_ingredients, safe_sdmx
+from cider.exchange import GRADIENT_CUTOFF, share_of_correction
 from cider.features import gaussian_ladder
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf, NldfExponent
@@ -356,6 +357,13 @@ def point_functions(
 
 
 _sources, _point_functions = eqx.filter_jit(sources), eqx.filter_jit(point_functions)
+
+
+def corrected_energy(
+    lda_energy: Float[AnyArray, " grid"], semilocal: Float[AnyArray, "semilocal grid"]
+) -> Float[AnyArray, " grid"]:
+    """What the learned factor of points multiplies in their energy (Ha)."""
+    return lda_energy * share_of_correction(semilocal[0], GRADIENT_CUTOFF)
 
 
 def in_blocks(function: Callable[..., Any], descriptors: Descriptors, *arrays: Any) -> Any:

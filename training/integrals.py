@@ -2,7 +2,7 @@ r"""Integrals of the model's basis functions: what a fit needs of a density, onc
 
 .. math:: M = \sum_g e_g \left[t(x_g)\, t(x_g)^T - t(x_0)\, t(x_0)^T\right]
 
-with :math:`e_g` the LDA exchange energy of a grid point, t the Chebyshev basis of
+with :math:`e_g` what the learned factor of a grid point multiplies, t the Chebyshev basis of
 ``cider.gaussian_process`` and :math:`x_0` the uniform gas. The learned energy of a density is then
 :math:`\langle Q, M\rangle`, for any quadratic form Q.
 """
@@ -21,10 +21,11 @@ from jaxtyping import Array, Float
 from cider.baselines import BASELINES
 from cider.conventions import REDUCED_GRADIENT_PREFACTOR, float64
 from cider.descriptors import Descriptors
+from cider.exchange import GRADIENT_CUTOFF, share_of_correction
 from cider.gaussian_process import chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
 from cider.models import Model
-from cider.training.descriptors import DescriptorReader, PointSet, read_points
+from cider.training.descriptors import DescriptorReader, PointSet, corrected_energy, read_points
 from cider.training.orbitals import OrbitalPoints, read_orbital
 from cider.training.store import Record, Store
 
@@ -84,7 +85,7 @@ def integrate(
     total = np.zeros((1 + anchor.size * degree,) * 2)
     for semilocal, nonlocal_, energy in _blocks(points):
         total += np.asarray(_block_integral(transform, semilocal, nonlocal_, energy, degree))
-    return total - points.lda_energy.sum() * _products_at(anchor, degree)
+    return _beside_uniform_gas(total, anchor, degree)
 
 
 @float64
@@ -99,7 +100,7 @@ def integrate_change(
     blocks = zip(_blocks(orbital.points), _blocks(orbital.change), strict=True)
     for points, change in blocks:
         total += np.asarray(_block_integral_change(transform, points, change, degree))
-    return total - orbital.change.lda_energy.sum() * _products_at(anchor, degree)
+    return _beside_uniform_gas(total, anchor, degree)
 
 
 @float64
@@ -140,11 +141,12 @@ def integrate_all(
         digest.update(np.ascontiguousarray(array).tobytes())
     settings = {
         "content": "integrals",
-        "version": 2,
+        "version": 3,
         "descriptors": descriptors.recipe_hash,
         "transform": digest.hexdigest()[:16],
         "baseline": baseline,
         "degree": degree,
+        "gradient_cutoff": GRADIENT_CUTOFF,
     }
     store = Store(folder / f"{settings['transform']}-{baseline}-{degree}", settings)
 
@@ -209,12 +211,12 @@ def _blocks(points: PointSet) -> list[tuple[Array, Array, Array]]:
     return blocks
 
 
-def _products_at(
-    anchor: Float[np.ndarray, " input"], degree: int
+def _beside_uniform_gas(
+    total: Float[np.ndarray, "basis basis"], anchor: Float[np.ndarray, " input"], degree: int
 ) -> Float[np.ndarray, "basis basis"]:
-    """t tᵀ at the anchor."""
+    """Integrals of t tᵀ without its value at the anchor: the first of t is one everywhere."""
     at_anchor = np.asarray(chebyshev_basis(jnp.asarray(anchor)[:, None], degree))[0]
-    return np.outer(at_anchor, at_anchor)
+    return total - total[0, 0] * np.outer(at_anchor, at_anchor)
 
 
 @eqx.filter_jit
@@ -222,7 +224,7 @@ def _block_integral(
     transform: InputTransform, semilocal: Array, nonlocal_: Array, energy: Array, degree: int
 ) -> Array:
     t = chebyshev_basis(transform(semilocal, nonlocal_), degree)
-    return (t * energy[:, None]).T @ t
+    return (t * corrected_energy(energy, semilocal)[:, None]).T @ t
 
 
 @eqx.filter_jit
@@ -246,7 +248,8 @@ def _block_enhancement(
     semilocal: Array,
     nonlocal_: Array,
 ) -> Array:
-    return _baseline(baseline, semilocal[0]) + model(transform(semilocal, nonlocal_))
+    share = share_of_correction(semilocal[0], GRADIENT_CUTOFF)
+    return _baseline(baseline, semilocal[0]) + share * model(transform(semilocal, nonlocal_))
 
 
 def _baseline(name: str, bounded_gradient: Float[Array, " point"]) -> Float[Array, " point"]:

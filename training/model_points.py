@@ -1,7 +1,7 @@
 r"""What a model's energies depend on: its inputs at grid points, and the energies that it scales.
 
 The learned energy of a density is :math:`\sum_g e_g\, g(x_g)` with LDA exchange energies
-:math:`e_g`, its derivative by the occupation of an orbital
+:math:`e_g`, less in tails, its derivative by the occupation of an orbital
 :math:`\sum_g e'_g\, g(x_g) + e_g\, x'_g \cdot \nabla g(x_g)`.
 
 Points of atom-centred grids hold much of a density many times over. Those in one cell of the
@@ -26,7 +26,7 @@ from cider.blocks import blocks_of, by_blocks, take_block
 from cider.conventions import AnyArray, float64
 from cider.input_transform import InputTransform
 from cider.neural_network import NeuralNetworkEnsemble
-from cider.training.descriptors import DescriptorReader, PointSet, read_points
+from cider.training.descriptors import DescriptorReader, PointSet, corrected_energy, read_points
 from cider.training.orbitals import read_orbital
 
 CELL = 0.03
@@ -71,12 +71,13 @@ def read_model_points(
     """The points of a density ``<density>/<system>``, or of a spin orbital of it."""
     if not is_orbital:
         points = read_points(store.read(f"descriptors/{key}"))
-        return ModelPoints(_in_blocks(_inputs, transform, points), points.lda_energy)
+        return ModelPoints(_in_blocks(_inputs, transform, points), _energies(points))
     name, spin = key.rsplit(".", 1)
     orbital = read_orbital(store.read(f"orbitals/{name}"), int(spin))
     points, change = orbital.points, orbital.change
-    slopes = points.lda_energy * _in_blocks(_change_of_inputs, transform, points, change)
-    return ModelPoints(_in_blocks(_inputs, transform, points), change.lda_energy, slopes)
+    energies = _change_of_energies(points, change)
+    slopes = _energies(points) * _in_blocks(_change_of_inputs, transform, points, change)
+    return ModelPoints(_in_blocks(_inputs, transform, points), energies, slopes)
 
 
 def merge(points: ModelPoints) -> ModelPoints:
@@ -148,6 +149,17 @@ def weighted_sum(model: NeuralNetworkEnsemble, points: ModelPoints) -> Float[Arr
 
 
 _weighted_sum = eqx.filter_jit(weighted_sum)
+
+
+@float64
+def _energies(points: PointSet) -> Float[np.ndarray, " point"]:
+    return np.asarray(corrected_energy(points.lda_energy, points.semilocal))
+
+
+@float64
+def _change_of_energies(points: PointSet, change: PointSet) -> Float[np.ndarray, " point"]:
+    of_points, of_change = ((part.lda_energy, part.semilocal) for part in (points, change))
+    return np.asarray(jax.jvp(corrected_energy, of_points, of_change)[1])
 
 
 @eqx.filter_jit

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rich.console import Console
 
 from cider.conventions import KCAL_PER_MOL
-from cider.exchange import ExchangeTerm
+from cider.exchange import GRADIENT_CUTOFF, ExchangeTerm
 from cider.files import save_functional
 from cider.input_transform import InputTransform
 from cider.learned_functional import LearnedFunctional
@@ -235,7 +235,7 @@ def _train_on(
     # The functional is the last of the models: the networks, where the recipe asks for them.
     kind = list(models)[-1]
     learned, evaluations, scales = models[kind], compared[kind], predictors[kind].scales
-    exchange = ExchangeTerm(choice.baseline, transform, learned.model)
+    exchange = ExchangeTerm(choice.baseline, transform, learned.model, GRADIENT_CUTOFF)
     functional = LearnedFunctional(recipe.name, descriptors, (exchange,))
 
     rows = _error_rows(evaluations)
