@@ -261,6 +261,13 @@ def test_analysis_and_guesses_run():
     assert np.linalg.norm(reference.dip_moment(verbose=0)) < 1e-8
 
 
+@pytest.mark.parametrize("name", ["pbe0-x-nldf", "pbe0-x-sdmx"])
+def test_spin_of_one_electron(name):
+    """Its tail once made the potential diverge (``cider.exchange.GRADIENT_CUTOFF``)."""
+    lithium = molecule("Li", spin=1, basis="def2-svp")
+    assert solve(dft.UKS, lithium, CiderFunctional(name)).cycles <= 10
+
+
 def test_bare_nucleus_has_no_energy():
     mf = dft.UKS(molecule("H 0 0 0", charge=1), xc=TOY)
     mf.grids.level = 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pyscf import dft
 
-from cider.exchange import GRADIENT_CUTOFF, ExchangeTerm, share_of_correction
+from cider.exchange import GRADIENT_CUTOFF, ExchangeTerm
 from cider.gaussian_process import QuadraticGaussianProcess, chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
 from cider.learned_functional import LearnedFunctional

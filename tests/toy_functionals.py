@@ -7,7 +7,7 @@ import numpy as np
 from cider.additive_spline import AdditiveSpline, UniformKnots
 from cider.correlation import CorrelationTerm
 from cider.descriptors import Descriptors
-from cider.exchange import ExchangeTerm
+from cider.exchange import GRADIENT_CUTOFF, ExchangeTerm
 from cider.features.nldf import Nldf, NldfExponent
 from cider.features.sdmx import Sdmx
 from cider.gaussian_process import QuadraticGaussianProcess
@@ -34,6 +34,7 @@ def toy_exchange(
     size: float = 1e-3,
     name: str = "toy",
     sdmx: Sdmx | None = None,
+    gradient_cutoff: float | None = GRADIENT_CUTOFF,
 ) -> LearnedFunctional:
     """A functional whose learned part is of the given size; exactly its baseline for size zero."""
     descriptors = Descriptors(level, nldf, sdmx=sdmx)
@@ -50,7 +51,8 @@ def toy_exchange(
     with jax.enable_x64(True):
         anchor = np.asarray(transform(*map(jnp.asarray, descriptors.ueg)))[:, 0]
     model = QuadraticGaussianProcess(half + half.T, anchor, degree)
-    return LearnedFunctional(name, descriptors, (ExchangeTerm("GGA_X_PBE", transform, model),))
+    term = ExchangeTerm("GGA_X_PBE", transform, model, gradient_cutoff)
+    return LearnedFunctional(name, descriptors, (term,))
 
 
 def toy_networks(
