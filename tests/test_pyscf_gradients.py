@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from molecules import MOLECULES
 from pyscf import dft, gto, qmmm, scf
 from toy_functionals import toy_exchange, toy_nldf
 
@@ -255,3 +256,24 @@ def test_wrappers_of_pyscf_around_it(wrapper):
         mf.grids.level = 0
         found.append(mf.run(conv_tol=1e-11).nuc_grad_method().kernel())
     np.testing.assert_allclose(*found, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SO2", "zinc complex"])
+def test_shipped_functional_at_the_quality_of_the_default_grid(name):
+    """Of sharp densities: the bar is 2e-6 Ha/bohr."""
+    core = {"basis": {"Zn": "lanl2dz", "default": "def2-svp"}, "ecp": {"Zn": "lanl2dz"}}
+    settings = MOLECULES[name] | (core if name == "zinc complex" else {"basis": "def2-svp"})
+    mol = gto.M(verbose=0, **settings)
+    coords = mol.atom_coords() + 0.05 * np.random.default_rng(3).normal(size=(mol.natm, 3))
+
+    def solved(step):
+        displaced = coords.copy()
+        displaced[0, 2] += step
+        mf = dft.RKS(mol.set_geom_(displaced, unit="Bohr", inplace=False))
+        mf.xc = CiderFunctional("pbe0-x-nldf")
+        return mf.density_fit().run(conv_tol=1e-11, conv_tol_grad=1e-7)
+
+    gradients = solved(0.0).nuc_grad_method().set(grid_response=True).kernel()
+    expected = slope(lambda step: solved(step).e_tot, 0.008)  # in which the energy is to 1e-9
+    assert gradients[0, 2] == pytest.approx(expected, abs=2e-6)
