@@ -141,9 +141,9 @@ class LibxcWithCider:
             if name in _ANSWERS:
                 return _ANSWERS[name](xc, *args, **kwargs)
             raise NotImplementedError(
-                f"pyscf.dft.libxc.{name} cannot evaluate {xc}: what called it (Hessians, ...) "
-                "is not available yet with a learned functional; nuclear gradients are, from "
-                "mf.nuc_grad_method()"
+                f"pyscf.dft.libxc.{name} cannot evaluate {xc} point by point: ask the calculation, "
+                "as in mf.nuc_grad_method(), mf.Hessian() or mf.TDDFT().get_ab(), not functions "
+                "and classes of PySCF's modules; what mf does not have is not available yet"
             )
 
         return function
