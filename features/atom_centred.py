@@ -1,11 +1,11 @@
-r"""Convolution with sharp Gaussians on the atom-centred grids of molecules.
+r"""Convolution with sharp Gaussians on the atom-centred grids of molecules and crystals.
 
 The charges of each atom's points are expanded about it in spherical harmonics on its radial
 shells. A Gaussian acts on each harmonic by a radial kernel, so that the fields of an atom are
-known on its own shells and, for the points of other atoms nearby, in rings about it. Every step
-is linear; the transpose takes them in reverse. All pairs of exponents share the kernels of one
-ladder: :math:`e^{-(\alpha+\beta)u^2}` is itself expanded in Gaussians
-:math:`e^{-\gamma u^2}`, of finer ratio.
+known on its own shells and, for the points of other atoms nearby, in rings about it; in a crystal,
+about each of its images. Every step is linear; the transpose takes them in reverse. All pairs of
+exponents share the kernels of one ladder: :math:`e^{-(\alpha+\beta)u^2}` is itself expanded in
+Gaussians :math:`e^{-\gamma u^2}`, of finer ratio.
 
 Atoms are worked on in threads, and their fields are added in their order: results do not depend
 on the number of threads.
@@ -34,6 +34,7 @@ from cider.features.rings import (
     RINGS,
     TO_POWERS,
     RingPoints,
+    no_ring_matrices,
     num_nodes,
     panel_nodes,
     ring_matrices,
@@ -54,6 +55,10 @@ UNRESOLVED = 100.0
 So narrow a Gaussian belongs to densities that these shells do not have; but the ladders reach
 beyond the exponents that they expand: with 4 the energy of neon was off by 1e-5, with 40 by 2e-7.
 """
+
+
+SAME_PLACE = 1e-6
+"""Distance (bohr) of places that differ by rounding."""
 
 
 class _RadialBand(eqx.Module):
@@ -142,12 +147,18 @@ class _Species(eqx.Module):
         return self.shells.expand(moments)
 
 
-class _Atom(eqx.Module):
-    """One atom of a molecule: its points, and those of other atoms around it."""
+class _Image(eqx.Module):
+    """Where an atom is, or one of its images in a crystal, and the points of others around it."""
 
     center: Float[np.ndarray, " xyz"]
-    points: Int[np.ndarray, " own"]
     rings: tuple[RingPoints, ...]
+
+
+class _Atom(eqx.Module):
+    """One atom: its points, and the places that its fields reach."""
+
+    points: Int[np.ndarray, " own"]
+    images: tuple[_Image, ...]
     species: int = eqx.field(static=True)
 
 
@@ -170,15 +181,18 @@ class AtomCentredConvolution(eqx.Module):
         charges = np.asarray(charges)
         fields = np.zeros((len(charges), self.num_targets))
 
-        def fields_of(atom: _Atom) -> tuple[np.ndarray, list[np.ndarray]]:
+        def fields_of(atom: _Atom) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
             own, matrices = self.species[atom.species].fields(charges[atom.points])
-            around = zip(atom.rings, matrices, strict=False)
-            return own, [ring.evaluate(matrix, self.coords, atom.center) for ring, matrix in around]
+            return own, [
+                (ring.points, ring.evaluate(matrix, self.coords, image.center))
+                for image in atom.images
+                for ring, matrix in zip(image.rings, matrices, strict=False)
+            ]
 
         for atom, (own, around) in zip(self.atoms, pool.map(fields_of, self.atoms), strict=True):
             fields[atom.points] += own
-            for ring, values in zip(atom.rings, around, strict=False):
-                add_rows(fields, ring.points, values)
+            for points, values in around:
+                add_rows(fields, points, values)
         return fields
 
     def transpose(
@@ -190,11 +204,10 @@ class AtomCentredConvolution(eqx.Module):
 
         def charges_of(atom: _Atom) -> np.ndarray:
             species = self.species[atom.species]
-            around = zip(atom.rings, species.num_ring_targets, strict=False)
-            matrices = [
-                ring.transpose(fields[:, :count], self.coords, atom.center)
-                for ring, count in around
-            ]
+            matrices = no_ring_matrices(species.num_ring_targets)
+            for image in atom.images:
+                for ring, matrix in zip(image.rings, matrices, strict=False):
+                    ring.add_transpose(matrix, fields, self.coords, image.center)
             return species.fields_transpose(fields[atom.points], matrices)
 
         for atom, own in zip(self.atoms, pool.map(charges_of, self.atoms), strict=True):
@@ -220,11 +233,13 @@ class AtomCentredConvolution(eqx.Module):
             species = self.species[atom.species]
             derivative = np.zeros((len(self.atoms), 3))
             matrices = species.ring_matrices(charges[atom.points])
-            around = zip(atom.rings, matrices, species.num_ring_targets, strict=False)
-            for ring, matrix, count in around:
-                gradients = ring.gradients(matrix, by_fields[:, :count], self.coords, atom.center)
-                add_rows(derivative, owner[ring.points], gradients)
-                derivative[index] -= gradients.sum(axis=0)
+            for image in atom.images:
+                around = zip(image.rings, matrices, species.num_ring_targets, strict=False)
+                for ring, matrix, count in around:
+                    own = by_fields[:, :count]
+                    gradients = ring.gradients(matrix, own, self.coords, image.center)
+                    add_rows(derivative, owner[ring.points], gradients)
+                    derivative[index] -= gradients.sum(axis=0)
             return derivative
 
         parts = pool.map(derivative_of, range(len(self.atoms)))
@@ -234,7 +249,9 @@ class AtomCentredConvolution(eqx.Module):
 def atom_centred_convolution(
     coords: Float[np.ndarray, "grid xyz"],
     owner: Int[np.ndarray, " grid"],
+    own_centers: Float[np.ndarray, "grid xyz"],
     atoms: Sequence[AtomicGrid],
+    images: Sequence[Float[np.ndarray, "image xyz"]],
     source_exponents: Float[np.ndarray, " source"],
     target_exponents: Float[np.ndarray, " target"],
     selected: Bool[np.ndarray, "source target"],
@@ -242,8 +259,11 @@ def atom_centred_convolution(
     """The convolution with ``exp(-(a + b) u^2)`` for the selected pairs of exponents (bohr^-2).
 
     The grid ``coords`` is shared out among the atoms: ``owner`` is the atom of each point, -1 for
-    points of none, which have no charges and no fields.
+    points of none, which have no charges and no fields. ``images`` are the places (bohr) of each
+    atom: in a molecule one, in a crystal those whose fields reach the grid. The shells of a point
+    are about ``own_centers``.
     """
+    has_neighbours = sum(map(len, images)) > 1
     names = list(dict.fromkeys(atom.species for atom in atoms))
     gaussians = (
         tuple(source_exponents.tolist()),
@@ -253,13 +273,17 @@ def atom_centred_convolution(
     species = []
     for name in names:
         first = next(atom for atom in atoms if atom.species == name)
-        species.append(_species(_Shells(name, first), *gaussians, len(atoms) > 1))
+        species.append(_species(_Shells(name, first), *gaussians, has_neighbours))
+
+    def image_of(index: int, center: Float[np.ndarray, " xyz"]) -> _Image:
+        own = (owner == index) & np.all(abs(own_centers - center) < SAME_PLACE, axis=1)
+        distance = np.linalg.norm(coords - center, axis=1)
+        return _Image(center, ring_points(distance, own | (owner < 0)))
 
     def atom_of(index: int, atom: AtomicGrid) -> _Atom:
-        distance = np.linalg.norm(coords - atom.center, axis=1)
-        rings = ring_points(distance, (owner == index) | (owner < 0)) if len(atoms) > 1 else ()
-        kind = names.index(atom.species)
-        return _Atom(atom.center, np.concatenate(atom.points), rings, kind)
+        around = [image_of(index, center) for center in images[index]] if has_neighbours else []
+        reached = tuple(image for image in around if any(len(ring.points) for ring in image.rings))
+        return _Atom(np.concatenate(atom.points), reached, names.index(atom.species))
 
     return AtomCentredConvolution(
         coords=coords,

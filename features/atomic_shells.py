@@ -1,19 +1,23 @@
 """Grids of atoms in spherical shells, and spherical harmonics on them."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, no_type_check
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
-from cider.features.compiled import add_rows
+from cider.features.compiled import add_rows, compiled
 from cider.features.spherical import real_spherical_harmonics
 
 PARTITION_POWER = 6
 PARTITION_LENGTH = 3.0
 """Power and length (bohr) of the partition of the sources; see ``partition_of_unity``."""
+
+_NO_WEIGHT = -40.0
+"""Logarithm of a weight, by that of the own atom, that is none: 4e-18."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,10 @@ class AtomicGrid:
 
 def partition_of_unity(
     coords: Float[np.ndarray, "grid xyz"],
-    owner: Int[np.ndarray, " grid"],
+    own_centers: Float[np.ndarray, "grid xyz"],
     centers: Float[np.ndarray, "atom xyz"],
 ) -> Float[np.ndarray, " grid"]:
-    r"""Share of each point's own atom in the sources there.
+    r"""Share of each point's own atom, which is at ``own_centers``, in the sources there.
 
     .. math:: P_A(\mathbf r) = \frac{w(r_A)}{\sum_B w(r_B)}, \qquad
               w(r) = r^{-k} e^{-(r/\ell)^2}
@@ -57,8 +61,10 @@ def partition_of_unity(
     near an atom from those far away (with the power alone 1e-4 of benzene's features would be
     theirs), whose panels do not reach so far.
     """
-    distance_squared = _distances_squared(coords, centers)
-    return 1 / np.sum(_weights_by_own(distance_squared, owner), axis=0)
+    own = np.sum((coords - own_centers) ** 2, axis=1)
+    total = np.zeros(len(coords))
+    _add_weights_by_own(np.ascontiguousarray(coords), own, np.ascontiguousarray(centers), total)
+    return 1 / total
 
 
 def partition_of_unity_derivative(
@@ -74,8 +80,11 @@ def partition_of_unity_derivative(
     .. math:: \frac{\partial \ln P_A}{\partial \mathbf r}
               = \sum_B P_B \left(\frac{k}{r_B^2} + \frac{2}{\ell^2}\right) \mathbf r_B .
     """
-    distance_squared = _distances_squared(coords, centers)
-    weights = _weights_by_own(distance_squared, owner)
+    own = np.sum((coords - centers[owner]) ** 2, axis=1)
+    distance_squared, weights = np.empty((2, len(centers), len(coords)))
+    for atom, center in enumerate(centers):
+        distance_squared[atom] = np.sum((coords - center) ** 2, axis=1)
+        _fill_weights_by_own(distance_squared[atom], own, weights[atom])
     slopes = PARTITION_POWER / np.maximum(distance_squared, 1e-20) + 2 / PARTITION_LENGTH**2
     factors = by_log_shares * slopes * weights / weights.sum(axis=0)
     derivative = np.zeros_like(centers)
@@ -86,24 +95,45 @@ def partition_of_unity_derivative(
     return derivative
 
 
-def _distances_squared(
-    coords: Float[np.ndarray, "grid xyz"], centers: Float[np.ndarray, "atom xyz"]
-) -> Float[np.ndarray, "atom grid"]:
-    distance_squared = np.empty((len(centers), len(coords)))
-    for atom, center in enumerate(centers):
-        distance_squared[atom] = np.sum((coords - center) ** 2, axis=1)
-    return distance_squared
+@compiled
+@no_type_check
+def _weight_by_own(distance_squared: float, own: float) -> float:
+    """A weight of the partition by that of the own atom: they themselves would overflow."""
+    # Never so large that it overflows: there the share is zero all the same.
+    decay = min((own - distance_squared) / PARTITION_LENGTH**2, 500.0)
+    if decay < _NO_WEIGHT:
+        return 0.0
+    return (own / max(distance_squared, 1e-20)) ** (PARTITION_POWER // 2) * math.exp(decay)
 
 
-def _weights_by_own(
-    distance_squared: Float[np.ndarray, "atom grid"], owner: Int[np.ndarray, " grid"]
-) -> Float[np.ndarray, "atom grid"]:
-    """Weights of the partition by that of the own atom: they themselves would overflow."""
-    own = np.take_along_axis(distance_squared, owner[None], axis=0)[0]
-    power = (own / np.maximum(distance_squared, 1e-20)) ** (PARTITION_POWER / 2)
-    # Never so large that a neighbour's weight overflows: there the share is zero all the same.
-    decay = np.minimum((own - distance_squared) / PARTITION_LENGTH**2, 500.0)
-    return power * np.exp(decay)
+@compiled
+@no_type_check
+def _fill_weights_by_own(
+    distance_squared: Float[np.ndarray, " grid"],
+    own: Float[np.ndarray, " grid"],
+    weights: Float[np.ndarray, " grid"],
+) -> None:
+    """Weights of one atom at all points."""
+    for point in range(len(own)):
+        weights[point] = _weight_by_own(distance_squared[point], own[point])
+
+
+@compiled
+@no_type_check
+def _add_weights_by_own(
+    coords: Float[np.ndarray, "grid xyz"],
+    own: Float[np.ndarray, " grid"],
+    centers: Float[np.ndarray, "atom xyz"],
+    total: Float[np.ndarray, " grid"],
+) -> None:
+    """Add those of all atoms, of which a crystal has thousands near a point."""
+    for point in range(len(own)):
+        x, y, z = coords[point]
+        for atom in range(len(centers)):
+            distance_squared = (x - centers[atom, 0]) ** 2
+            distance_squared += (y - centers[atom, 1]) ** 2
+            distance_squared += (z - centers[atom, 2]) ** 2
+            total[point] += _weight_by_own(distance_squared, own[point])
 
 
 Moments: TypeAlias = list[Float[np.ndarray, "_ _ _"]]

@@ -1,34 +1,26 @@
-r"""The Gaussian convolution of a molecule: smooth Gaussians on uniform grids, sharp ones on atoms.
-
-A Gaussian :math:`e^{-(\alpha + \beta) u^2}` belongs to the coarsest uniform grid that resolves both
-exponents, or else to the atoms, whose expansions it does not leave by more than a few bohr. So
-smooth fields cost the same for each point however large the molecule, and the expansions need
-no harmonics for what is far away.
-"""
+r"""The Gaussian convolution of a molecule, whose uniform grids end some way beyond its atoms."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from cider.conventions import AnyArray, float64
-from cider.features.atom_centred import AtomCentredConvolution, atom_centred_convolution
 from cider.features.atomic_shells import (
     AtomicGrid,
     partition_of_unity,
     partition_of_unity_derivative,
 )
 from cider.features.compiled import add_rows
-from cider.features.convolution import GaussianConvolution
 from cider.features.nested_grids import (
     NestedGridsConvolution,
     Reach,
     nested_grids_convolution,
 )
+from cider.features.split_convolution import SHARPEST_SMOOTH, SplitConvolution, sharp_part
 from cider.features.threads import thread_pool
 
-GRIDS = ((0.075, 10.0), (0.5, 6.0))
+GRIDS = ((0.075, 10.0), (SHARPEST_SMOOTH, 6.0))
 """Largest exponent (bohr^-2) of each uniform grid, and how far it reaches (bohr) beyond spheres of
 twice the covalent radius about the atoms.
 
@@ -37,50 +29,14 @@ for all else that was tried. A reach of 5 bohr for every element left the featur
 electrons off by 6 %.
 """
 
-MERGED = 0.125
-"""Exponents below this times the sharpest smooth one are merged for the sharp Gaussians."""
 
-MERGED_NODES = 3
-"""Number of exponents that stand for the merged ones."""
+class MolecularConvolution(SplitConvolution):
+    """``SplitConvolution`` of a molecule; built by ``molecular_convolution``."""
 
-
-class MolecularConvolution(GaussianConvolution):
-    """``GaussianConvolution`` of a molecule; built by ``molecular_convolution``.
-
-    It works on concrete arrays: a program that is traced calls it between its traced parts.
-    ``merge_sources`` and ``merge_targets`` express the exponents by those of the atomic part.
-    """
-
+    smooth: NestedGridsConvolution
     coords: Float[np.ndarray, "grid xyz"]
     owner: Int[np.ndarray, " grid"]
     centers: Float[np.ndarray, "atom xyz"]
-    volumes: Float[np.ndarray, " grid"]
-    smooth: NestedGridsConvolution
-    sharp: AtomCentredConvolution
-    merge_sources: Float[np.ndarray, "source merged_source"]
-    merge_targets: Float[np.ndarray, "target merged_target"]
-
-    def __call__(self, sources: Float[AnyArray, "grid source"]) -> Float[AnyArray, "grid target"]:
-        return self.apply(sources)
-
-    def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
-        charges = self.volumes[:, None] * np.asarray(sources)
-        with thread_pool() as pool, ThreadPoolExecutor(1) as other:
-            # What it does itself is little; it waits for the pool.
-            smooth = other.submit(self.smooth.apply, charges, pool)
-            fields = self.sharp.apply(charges @ self.merge_sources, pool) @ self.merge_targets.T
-            values = smooth.result()
-        fields[:, : values.shape[1]] += values
-        return fields
-
-    def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
-        fields = np.asarray(fields)
-        with thread_pool() as pool, ThreadPoolExecutor(1) as other:
-            smooth = other.submit(self.smooth.transpose, fields, pool)
-            charges = self.sharp.transpose(fields @ self.merge_targets, pool) @ self.merge_sources.T
-            values = smooth.result()
-        charges[:, : values.shape[1]] += values
-        return self.volumes[:, None] * charges
 
     def derivative(
         self,
@@ -94,7 +50,7 @@ class MolecularConvolution(GaussianConvolution):
         within their accuracy.
         """
         sources, by_fields = np.asarray(sources), np.asarray(by_fields)
-        charges = self.volumes[:, None] * sources
+        charges = self.weights[:, None] * sources
         with thread_pool() as pool:
             by_points = self.smooth.derivative_by_points(charges, by_fields, pool)
             derivative = self.sharp.derivative(
@@ -129,48 +85,19 @@ def molecular_convolution(
         owner[np.concatenate(atom.points)] = index
     owned = owner >= 0
     shares = np.zeros(len(coords))
-    shares[owned] = partition_of_unity(coords[owned], owner[owned], centers)
+    shares[owned] = partition_of_unity(coords[owned], centers[owner[owned]], centers)
 
     reaches = []
     for largest, margin in GRIDS:
         lowest, highest = centers - reach - margin, centers + reach + margin
         reaches.append(Reach(largest, np.array([lowest.min(axis=0), highest.max(axis=0)])))
-    done = reaches[-1].largest_exponent
-    merged_sources, merge_sources = _merged(source_exponents, MERGED * done)
-    merged_targets, merge_targets = _merged(target_exponents, MERGED * done)
-    selected = np.maximum.outer(merged_sources, merged_targets) > done
+    where = coords, owner, centers[owner], atoms, list(centers[:, None])
+    sharp = sharp_part(*where, source_exponents, target_exponents)
     return MolecularConvolution(
+        weights=volumes * shares,
+        smooth=nested_grids_convolution(coords, reaches, source_exponents, target_exponents),
+        **sharp._asdict(),
         coords=coords,
         owner=owner,
         centers=centers,
-        volumes=volumes * shares,
-        smooth=nested_grids_convolution(coords, reaches, source_exponents, target_exponents),
-        sharp=atom_centred_convolution(
-            coords, owner, atoms, merged_sources, merged_targets, selected
-        ),
-        merge_sources=merge_sources,
-        merge_targets=merge_targets,
     )
-
-
-def _merged(
-    exponents: Float[np.ndarray, " exponent"], bound: float
-) -> tuple[Float[np.ndarray, " merged"], Float[np.ndarray, "exponent merged"]]:
-    r"""Fewer exponents, and the matrix that expresses the Gaussians of all by theirs.
-
-    Over the reach of a much sharper Gaussian, :math:`e^{-a u^2}` is a polynomial of low order in
-    ``a`` below the bound, which its values at a few Chebyshev points give.
-    """
-    few = exponents < bound
-    num_others = int(np.sum(~few))
-    if len(exponents) - num_others <= MERGED_NODES:
-        return exponents, np.eye(len(exponents))
-    angle = np.pi * (np.arange(MERGED_NODES) + 0.5) / MERGED_NODES
-    nodes = bound / 2 * (1 - np.cos(angle))
-    matrix = np.zeros((len(exponents), MERGED_NODES + num_others))
-    for column, node in enumerate(nodes):
-        others = np.delete(nodes, column)
-        factors = (exponents[few, None] - others) / (node - others)
-        matrix[few, column] = factors.prod(axis=1)
-    matrix[~few, MERGED_NODES:] = np.eye(num_others)
-    return np.concatenate([nodes, exponents[~few]]), matrix

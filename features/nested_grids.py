@@ -19,7 +19,13 @@ import scipy.linalg
 from jaxtyping import Float, Int
 
 from cider.conventions import AnyArray
-from cider.features.uniform_grid import UniformGrid, coarsening, grid_gaussians, uniform_grid
+from cider.features.uniform_grid import (
+    UniformGrid,
+    along_each_dimension,
+    coarsening,
+    grid_gaussians,
+    uniform_grid,
+)
 
 _Matrices: TypeAlias = tuple[Float[np.ndarray, "_ _"], ...]
 """A matrix for each dimension."""
@@ -69,7 +75,7 @@ class _Level(eqx.Module):
         total = self.grid.spread(values[:, : self.num_sources], pool)
         if self.coarsen is not None and finer is not None:
             for own, column in zip(total, finer, strict=False):
-                own += _along_each_dimension(self.coarsen, column)
+                own += along_each_dimension(self.coarsen, column)
         return total
 
     def convolve(
@@ -82,7 +88,7 @@ class _Level(eqx.Module):
             for index in np.flatnonzero(self.pairs[:, 1] == target):
                 gaussian = scipy.linalg.toeplitz(self.sequences[index])
                 matrices = tuple(gaussian[:size, :size] for size in self.grid.shape)
-                total += _along_each_dimension(matrices, spread[self.pairs[index, 0]])
+                total += along_each_dimension(matrices, spread[self.pairs[index, 0]])
             return total
 
         return np.stack(list(pool.map(field, range(self.num_targets))))
@@ -94,7 +100,7 @@ class _Level(eqx.Module):
         assert self.coarsen is not None
         matrices = tuple(matrix.T for matrix in self.coarsen)
         for column, total in zip(fields, finer, strict=False):
-            total += _along_each_dimension(matrices, column)
+            total += along_each_dimension(matrices, column)
 
 
 class NestedGridsConvolution(eqx.Module):
@@ -165,17 +171,6 @@ def _grid_fields(
     for index in range(len(levels) - 1, 0, -1):
         levels[index].refine(fields[index], fields[index - 1])
     return fields
-
-
-def _along_each_dimension(
-    matrices: Sequence[Float[np.ndarray, "_ _"]], values: Float[np.ndarray, "x y z"]
-) -> Float[np.ndarray, "_ _ _"]:
-    """The product with a matrix in each dimension."""
-    along_x, along_y, along_z = matrices
-    nx, ny, nz = values.shape
-    by_x = along_x @ values.reshape(nx, ny * nz)
-    by_z = by_x.reshape(-1, nz) @ along_z.T
-    return along_y @ by_z.reshape(len(along_x), ny, len(along_z))
 
 
 def nested_grids_convolution(

@@ -114,17 +114,16 @@ class RingPoints(eqx.Module):
         _evaluate(*self._geometry(coords, center), matrices, fields)
         return fields
 
-    def transpose(
+    def add_transpose(
         self,
-        fields: Float[np.ndarray, "grid target"],
+        matrices: Float[np.ndarray, "panel column lm"],
+        fields: Float[np.ndarray, "grid _"],
         coords: Float[np.ndarray, "grid xyz"],
         center: Float[np.ndarray, " xyz"],
-    ) -> Float[np.ndarray, "panel column lm"]:
-        """The transpose of ``evaluate``."""
-        columns, num_harmonics = DEGREE * fields.shape[1], (self.ring.lmax + 1) ** 2
-        matrices = np.zeros((self.ring.num_panels, columns, num_harmonics))
-        _evaluate_transpose(*self._geometry(coords, center), fields[self.points], matrices)
-        return matrices
+    ) -> None:
+        """Add the transpose of ``evaluate``, of as many fields as this ring has."""
+        own = fields[self.points, : matrices.shape[1] // DEGREE]
+        _evaluate_transpose(*self._geometry(coords, center), own, matrices)
 
     def gradients(
         self,
@@ -298,6 +297,14 @@ def _ring_points(
     return RingPoints(ring, points, starts)
 
 
+def no_ring_matrices(num_targets: Sequence[int]) -> list[Float[np.ndarray, "_ _ _"]]:
+    """Zeros for the matrices (panel, degree and target, lm) of each ring."""
+    return [
+        np.zeros((ring.num_panels, DEGREE * count, (ring.lmax + 1) ** 2))
+        for ring, count in zip(RINGS, num_targets, strict=True)
+    ]
+
+
 def ring_matrices(
     nodes: Sequence[Float[np.ndarray, "_ _ _"]], num_targets: Sequence[int]
 ) -> list[Float[np.ndarray, "_ _ _"]]:
@@ -307,16 +314,14 @@ def ring_matrices(
     last panel of a ring, fields that the next one has not fade: where points pass, the energy
     would jump.
     """
-    matrices = []
+    matrices = no_ring_matrices(num_targets)
     for index, (ring, (start, stop)) in enumerate(zip(RINGS, _node_ranges(), strict=True)):
-        count = num_targets[index]
-        parts = [x[start:stop, :, :count] for x in nodes[: ring.lmax + 1]]
+        parts = [x[start:stop, :, : num_targets[index]] for x in nodes[: ring.lmax + 1]]
         columns = np.concatenate(parts, axis=1)
         _fade(columns, _fading(), index, num_targets)
         columns = columns.transpose(0, 2, 1)
-        full = np.zeros((ring.num_panels, DEGREE * count, (ring.lmax + 1) ** 2))
-        full[..., : columns.shape[2]] = columns.reshape(ring.num_panels, DEGREE * count, -1)
-        matrices.append(full)
+        matrix = matrices[index]
+        matrix[..., : columns.shape[2]] = columns.reshape(*matrix.shape[:2], -1)
     return matrices
 
 

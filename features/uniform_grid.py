@@ -1,4 +1,4 @@
-r"""A uniform grid for points anywhere in space, and smooth Gaussians on it, without periodicity.
+r"""A uniform grid for points anywhere in space, and smooth Gaussians on it.
 
 Sources anywhere in space are spread over the cells around them with a smooth window, convolved on
 the grid, and the fields read off with the same window,
@@ -13,13 +13,14 @@ dimensions, so that dense products with small matrices take the place of Fourier
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from typing import no_type_check
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.linalg import circulant
 
 from cider.conventions import AnyArray
 from cider.features.compiled import compiled
@@ -328,9 +329,75 @@ def uniform_grid(
     spacing = math.sqrt(RESOLUTION / largest_exponent)
     num_cells = np.ceil((box[1] - box[0]) / spacing).astype(int)
     start = (box[0] + box[1] - num_cells * spacing) / 2
-    position = (coords - start) / spacing
+    return _sorted_into_cells((coords - start) / spacing, num_cells, ~excluded, spacing, start)
+
+
+def periodic_uniform_grid(
+    fractions: Float[np.ndarray, "grid 3"], num_cells: Int[np.ndarray, "3"]
+) -> UniformGrid:
+    """A grid of some cells along each vector of a lattice, in units of these cells.
+
+    ``fractions`` are the points in units of the vectors; the grid has all of them. Its last
+    ``WINDOW - 1`` places in each dimension are those where it begins again; see ``wrapped``.
+    """
+    within = fractions - np.floor(fractions)
+    within[within >= 1] = 0.0  # rounded up
+    everywhere = np.ones(len(fractions), dtype=bool)
+    return _sorted_into_cells(within * num_cells, num_cells, everywhere, 1.0, np.zeros(3))
+
+
+def wrapped(
+    values: Float[np.ndarray, "c _ _ _"], num_cells: Int[np.ndarray, "3"]
+) -> Float[np.ndarray, "c x y z"]:
+    """Values of a periodic grid, the sum of those at equal places."""
+    for axis, size in enumerate(num_cells, start=1):
+        places = np.moveaxis(values, axis, 0)
+        total = np.zeros((size, *places.shape[1:]))
+        for start in range(0, len(places), size):
+            part = places[start : start + size]
+            total[: len(part)] += part
+        values = np.moveaxis(total, 0, axis)
+    return values
+
+
+def unwrapped(values: Float[np.ndarray, "c x y z"]) -> Float[np.ndarray, "c _ _ _"]:
+    """The transpose of ``wrapped``: equal values at equal places."""
+    for axis in (1, 2, 3):
+        places = np.arange(values.shape[axis] + WINDOW - 1)
+        values = np.take(values, places, axis, mode="wrap")
+    return values
+
+
+def without_window(num_cells: int) -> Float[np.ndarray, "x x"]:
+    r"""What takes the window from charges spread over a periodic line of cells, or its shape from
+
+    values to be read: the matrix with the spectrum :math:`1 / \hat\phi(k)`.
+    """
+    k = 2 * np.pi * np.fft.rfftfreq(num_cells)
+    return circulant(np.fft.irfft(1 / _window_transform(k), num_cells))
+
+
+def along_each_dimension(
+    matrices: Sequence[Float[np.ndarray, "_ _"]], values: Float[np.ndarray, "x y z"]
+) -> Float[np.ndarray, "_ _ _"]:
+    """The product with a matrix in each dimension."""
+    along_x, along_y, along_z = matrices
+    nx, ny, nz = values.shape
+    by_x = along_x @ values.reshape(nx, ny * nz)
+    by_z = by_x.reshape(-1, nz) @ along_z.T
+    return along_y @ by_z.reshape(len(along_x), ny, len(along_z))
+
+
+def _sorted_into_cells(
+    position: Float[np.ndarray, "grid xyz"],
+    num_cells: Int[np.ndarray, "3"],
+    chosen: Bool[np.ndarray, " grid"],
+    spacing: float,
+    start: Float[np.ndarray, " xyz"],
+) -> UniformGrid:
+    """The grid that begins at ``start`` (bohr), with those chosen points that are in its cells."""
     cell = np.floor(position).astype(int)
-    held = np.flatnonzero(np.all((cell >= 0) & (cell < num_cells), axis=1) & ~excluded)
+    held = np.flatnonzero(np.all((cell >= 0) & (cell < num_cells), axis=1) & chosen)
     points = held[np.lexsort((cell[held] // BLOCK).T[::-1])]
     # In cells: of a point in the first cell, the first grid point that it reaches.
     first = 1 - WINDOW / 2
@@ -343,5 +410,5 @@ def uniform_grid(
         points=points,
         corners=corners,
         offsets=position[points] - corners - first,
-        num_points=len(coords),
+        num_points=len(position),
     )

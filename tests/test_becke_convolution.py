@@ -176,10 +176,10 @@ def test_partition_of_unity():
     """The shares of all atoms add up to one; a nucleus keeps its surroundings."""
     centers = np.array([[0.0, 0, 0], [0, 0, 2.0], [1.5, 0, 0]])
     coords = np.random.default_rng(1).normal(size=(50, 3))
-    shares = [partition_of_unity(coords, np.full(50, atom), centers) for atom in range(3)]
+    shares = [partition_of_unity(coords, np.tile(center, (50, 1)), centers) for center in centers]
     np.testing.assert_allclose(sum(shares), 1, rtol=1e-13)
     near = centers[1] + np.array([[0.2, 0, 0]])
-    share = partition_of_unity(near, np.array([0]), centers)
+    share = partition_of_unity(near, centers[:1], centers)
     assert share[0] < 2e-6
 
 

@@ -29,9 +29,9 @@ def test_partition_of_unity():
 
     def total(step):
         moved = centers + step * direction
-        return by_shares @ partition_of_unity(moved[owner] + offsets, owner, moved)
+        return by_shares @ partition_of_unity(moved[owner] + offsets, moved[owner], moved)
 
-    by_log_shares = by_shares * partition_of_unity(coords, owner, centers)
+    by_log_shares = by_shares * partition_of_unity(coords, centers[owner], centers)
     derivative = partition_of_unity_derivative(coords, owner, centers, by_log_shares)
     np.testing.assert_allclose(np.sum(derivative * direction), slope(total), atol=1e-9)
     np.testing.assert_allclose(derivative.sum(axis=0), 0, atol=1e-12)

@@ -24,26 +24,28 @@ def becke_convolution(mol: Any, grids: Any, nldf: Nldf) -> MolecularConvolution:
     Raises ``ValueError`` for grids that are not made of whole atomic shells, such as those that
     lost points by their density.
     """
-    atoms = atomic_grids(mol, grids)
-    return molecular_convolution(
-        np.asarray(grids.coords),
-        np.asarray(grids.quadrature_weights),
-        atoms,
-        nldf.source_ladder.exponents,
-        nldf.target_ladder.exponents,
-    )
-
-
-def atomic_grids(mol: Any, grids: Any) -> list[AtomicGrid]:
-    """The shells of each atom that has grid points."""
     owner = getattr(grids, "atm_idx", None)
     if owner is None or getattr(grids, "quadrature_weights", None) is None:
         raise ValueError(
             "nonlocal density features need PySCF's atom-centred grids, built by grids.build(): "
             f"{type(grids).__name__} has no atm_idx and quadrature_weights"
         )
+    return molecular_convolution(
+        np.asarray(grids.coords),
+        np.asarray(grids.quadrature_weights),
+        atomic_grids(mol, grids.coords, owner),
+        nldf.source_ladder.exponents,
+        nldf.target_ladder.exponents,
+    )
+
+
+def atomic_grids(mol: Any, coords: np.ndarray, owner: np.ndarray) -> list[AtomicGrid]:
+    """The shells of each atom that has grid points, of which ``owner`` is the number.
+
+    Raises ``ValueError`` where these are no whole shells.
+    """
     return [
-        _atomic_grid(mol, atom, grids.coords, np.flatnonzero(owner == atom), _lebedev_grids())
+        _atomic_grid(mol, atom, coords, np.flatnonzero(owner == atom), _lebedev_grids())
         for atom in range(mol.natm)
         if np.any(owner == atom)
     ]

@@ -242,6 +242,17 @@ class CiderKohnSham:
         fitted.xc = self.xc
         return fitted
 
+    def initialize_grids(self, *args: Any, **kwargs: Any) -> Any:
+        """As in PySCF, but of a cell, nonlocal density features have ``CrystalGrids``.
+
+        They take the place of ``BeckeGrids``, which lack points, and have other weights.
+        """
+        if _is_periodic(self) and self.xc.learned.descriptors.nldf is not None:
+            from cider.plugins.pyscf.crystal_grids import in_whole_shells
+
+            self.grids = in_whole_shells(self.grids)
+        return super().initialize_grids(*args, **kwargs)
+
     def gen_response(
         self, mo_coeff: Any = None, mo_occ: Any = None, *args: Any, **kwargs: Any
     ) -> Any:

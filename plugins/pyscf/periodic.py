@@ -14,6 +14,7 @@ from cider.features.nldf import Nldf
 from cider.features.periodic_grid import periodic_convolution
 from cider.features.sdmx import Sdmx
 from cider.functional import CiderFunctional
+from cider.plugins.pyscf.crystal_grids import CrystalGrids, crystal_grids_convolution
 from cider.plugins.pyscf.learned_numint import LearnedNumInt, Settings
 from cider.plugins.pyscf.periodic_densities import densities, potential_matrices
 from cider.plugins.pyscf.periodic_smoothed_density_matrix import PeriodicSmoothing
@@ -84,6 +85,8 @@ class LearnedPeriodicNumInt(LearnedNumInt):
         return potential_matrices(self, mol, grids, potential, settings)
 
     def _build_convolution(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
+        if isinstance(grids, CrystalGrids):
+            return crystal_grids_convolution(mol, grids, nldf)
         return periodic_convolution(
             mol.lattice_vectors(),
             grids.mesh,
@@ -136,15 +139,24 @@ class CiderKNumInt(LearnedPeriodicNumInt, numint.KNumInt):
 
 
 def _require_crystal_grid(cell: Any, grids: Any, functional: CiderFunctional) -> None:
+    if isinstance(grids, CrystalGrids) and grids.coords is None:
+        grids.build(with_non0tab=True)
     descriptors = functional.learned.descriptors
-    if descriptors.nldf is None and descriptors.sdmx is None:
-        return
-    if not isinstance(grids, UniformGrids):
+    if descriptors.sdmx is not None and not isinstance(grids, UniformGrids):
         raise NotImplementedError(
-            f"{functional} has nonlocal features, which need uniform grids in a periodic cell, not "
-            f"{type(grids).__name__} (density_fit() chooses those): set "
+            f"{functional} reads the density matrix, which needs uniform grids in a periodic cell, "
+            f"not {type(grids).__name__} (density_fit() chooses those): set "
             "mf.grids = pyscf.pbc.dft.UniformGrids(cell)"
         )
+    if descriptors.nldf is not None and not isinstance(grids, UniformGrids | CrystalGrids):
+        raise NotImplementedError(
+            f"{functional} has nonlocal features, which need uniform grids or whole atomic shells "
+            f"in a periodic cell, not {type(grids).__name__}: take "
+            "pyscf.pbc.dft.UniformGrids(cell), or cider.plugins.pyscf.crystal_grids."
+            "CrystalGrids(cell), which mf.kernel() makes of BeckeGrids"
+        )
+    if descriptors.nldf is None and descriptors.sdmx is None:
+        return
     if cell.dimension != 3:
         raise NotImplementedError(
             f"{functional} has nonlocal features, which are periodic in three dimensions, not in "
