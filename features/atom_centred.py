@@ -251,7 +251,7 @@ def atom_centred_convolution(
     owner: Int[np.ndarray, " grid"],
     own_centers: Float[np.ndarray, "grid xyz"],
     atoms: Sequence[AtomicGrid],
-    images: Sequence[Float[np.ndarray, "image xyz"]],
+    images: Sequence[Float[np.ndarray, "_ xyz"]],
     source_exponents: Float[np.ndarray, " source"],
     target_exponents: Float[np.ndarray, " target"],
     selected: Bool[np.ndarray, "source target"],

@@ -193,9 +193,12 @@ def test_assignment_copies_and_pickle(cell):
 
 
 def test_what_is_not_available(cell):
-    fitted = dft.RKS(cell, xc=NONLOCAL).density_fit()
+    fitted = dft.RKS(cell, xc=OF_MATRIX).density_fit()
     with pytest.raises(NotImplementedError, match=r"uniform grids.*UniformGrids"):
         fitted.kernel()
+    built = dft.BeckeGrids(cell).build()
+    with pytest.raises(NotImplementedError, match=r"whole atomic shells.*CrystalGrids"):
+        fitted._numint.nr_rks(cell, built, NONLOCAL, fitted.get_init_guess())
     slab = gto.M(
         a=30.0 * np.eye(3), atom="He 0 0 0", basis="gth-szv", dimension=2, mesh=[5] * 3, verbose=0
     )
