@@ -4,8 +4,9 @@ r"""The interface of the one nonlocal step: a linear map from sources to fields.
           = \sum_\alpha \int e^{-(\alpha + \beta) |\mathbf r - \mathbf r'|^2}
             \theta_\alpha(\mathbf r')\, d^3r'
 
-A host implements it for its grid: for molecules, uniform grids for smooth Gaussians and
-atom-centred expansions for sharp ones; FFTs for periodic uniform grids. Everything before and
+A host implements it for its grid: on grids of atoms, uniform grids for smooth Gaussians and
+atom-centred expansions for sharp ones, in crystals with all images; FFTs for periodic uniform
+grids. Everything before and
 after it is pointwise.
 """
 

@@ -80,7 +80,9 @@ def test_unrestricted_closed_shell_is_restricted(helium):
     np.testing.assert_allclose(found[2], [expected[2], expected[2]], atol=1e-10)
 
 
-@pytest.mark.parametrize("functional", [NONLOCAL, SHIPPED], ids=str)
+@pytest.mark.parametrize(
+    "functional", [pytest.param(NONLOCAL, marks=pytest.mark.slow), SHIPPED], ids=str
+)
 def test_potential_is_the_derivative_of_the_energy(functional):
     """By complex density matrices of two k-points, in a random Hermitian direction."""
     cell = gto.M(
@@ -99,7 +101,9 @@ def test_potential_is_the_derivative_of_the_energy(functional):
     assert analytic == pytest.approx(numeric, rel=1e-6)
 
 
-@pytest.mark.parametrize("functional", ["PBE", NONLOCAL, SHIPPED], ids=str)
+@pytest.mark.parametrize(
+    "functional", ["PBE", pytest.param(NONLOCAL, marks=pytest.mark.slow), SHIPPED], ids=str
+)
 def test_molecule_in_a_large_cell(functional):
     """All electrons: energy and potential of the isolated molecule, at one density matrix.
 
