@@ -6,8 +6,7 @@ r"""The interface of the one nonlocal step: a linear map from sources to fields.
 
 A host implements it for its grid: on grids of atoms, uniform grids for smooth Gaussians and
 atom-centred expansions for sharp ones, in crystals with all images; FFTs for periodic uniform
-grids. Everything before and
-after it is pointwise.
+grids. Everything before and after it is pointwise.
 """
 
 import abc

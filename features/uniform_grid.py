@@ -369,9 +369,9 @@ def unwrapped(values: Float[np.ndarray, "c x y z"]) -> Float[np.ndarray, "c _ _ 
 
 
 def without_window(num_cells: int) -> Float[np.ndarray, "x x"]:
-    r"""What takes the window from charges spread over a periodic line of cells, or its shape from
+    r"""What undoes the window, on a periodic line of cells: of charges spread, or before a reading.
 
-    values to be read: the matrix with the spectrum :math:`1 / \hat\phi(k)`.
+    The matrix with the spectrum :math:`1 / \hat\phi(k)`.
     """
     k = 2 * np.pi * np.fft.rfftfreq(num_cells)
     return circulant(np.fft.irfft(1 / _window_transform(k), num_cells))
