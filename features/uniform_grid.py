@@ -31,6 +31,9 @@ WINDOW = 7
 WINDOW_SHARPNESS = 2.4 * WINDOW
 """Exponent of the window at its centre; this choice balances truncation against aliasing."""
 
+EDGE = 1e-6
+"""Share of the squared half width that is the edge of the window, which falls by 1e-9 there."""
+
 BLOCK = 4
 """Cells per dimension of the blocks by which points are sorted, for the processor's cache."""
 
@@ -52,9 +55,12 @@ def window(x: float) -> float:
 @compiled
 @no_type_check
 def window_slope(x: float) -> float:
-    """The derivative of the window."""
+    """The derivative of the window; zero at its very edge, where the formula has no bound.
+
+    Points of an atom share coordinates: rounding could put many of them there at once.
+    """
     inside = 1 - (2 * x / WINDOW) ** 2
-    if inside <= 0:
+    if inside < EDGE:
         return 0.0
     return -4 * WINDOW_SHARPNESS * x / (WINDOW**2 * math.sqrt(inside)) * window(x)
 

@@ -9,6 +9,7 @@ from cider.features.atomic_shells import partition_of_unity, partition_of_unity_
 from cider.features.convolution import DirectConvolution
 from cider.features.nested_grids import Reach, nested_grids_convolution
 from cider.features.rings import DEGREE, ring_points
+from cider.features.uniform_grid import WINDOW, window_slope
 
 STEP = 1e-3  # bohr; fourth order
 
@@ -84,3 +85,10 @@ def test_points_that_do_not_know_their_atoms(x64):
     direct = DirectConvolution(np.zeros((1, 3)), np.ones(1), np.ones(1), np.ones(1))
     with pytest.raises(NotImplementedError, match="DirectConvolution"):
         direct.derivative(one, one, one)
+
+
+def test_slope_of_the_window_is_bounded_up_to_its_edge():
+    distances = WINDOW / 2 - np.logspace(-16, 0, 200)
+    slopes = [window_slope(x) for x in distances]
+    # The steepest slope is 0.73; by the formula alone there was one of 16 at the edge.
+    assert np.abs(slopes).max() <= 1
