@@ -45,6 +45,14 @@ class AtomicGrid:
     points: tuple[Int[np.ndarray, " _"], ...]
 
 
+def owners_of_points(atoms: Sequence[AtomicGrid], num_points: int) -> Int[np.ndarray, " grid"]:
+    """The number of the atom of each point of the whole grid; -1 for points of none."""
+    owner = np.full(num_points, -1)
+    for index, atom in enumerate(atoms):
+        owner[np.concatenate(atom.points)] = index
+    return owner
+
+
 def partition_of_unity(
     coords: Float[np.ndarray, "grid xyz"],
     own_centers: Float[np.ndarray, "grid xyz"],

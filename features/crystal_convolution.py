@@ -13,7 +13,12 @@ import numpy as np
 from jaxtyping import Float
 
 from cider.conventions import float64
-from cider.features.atomic_shells import PARTITION_LENGTH, AtomicGrid, partition_of_unity
+from cider.features.atomic_shells import (
+    PARTITION_LENGTH,
+    AtomicGrid,
+    owners_of_points,
+    partition_of_unity,
+)
 from cider.features.cell_grid import cell_grid_convolution
 from cider.features.rings import RINGS
 from cider.features.split_convolution import SHARPEST_SMOOTH, SplitConvolution, sharp_part
@@ -67,9 +72,7 @@ def crystal_convolution(
     ``own_centers`` is the atom, or the image of one, whose shells a point is on; ``weights``
     (bohr^3) are those of ``crystal_partition``. Exponents (bohr^-2) ascend.
     """
-    owner = np.empty(len(coords), dtype=int)
-    for index, atom in enumerate(atoms):
-        owner[np.concatenate(atom.points)] = index
+    owner = owners_of_points(atoms, len(coords))
     images = [images_near_cell(lattice, atom.center, RINGS[-1].outer) for atom in atoms]
     exponents = source_exponents, target_exponents
     return SplitConvolution(

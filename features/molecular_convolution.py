@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from cider.conventions import AnyArray, float64
 from cider.features.atomic_shells import (
     AtomicGrid,
+    owners_of_points,
     partition_of_unity,
     partition_of_unity_derivative,
 )
@@ -80,9 +81,7 @@ def molecular_convolution(
     """
     centers = np.array([atom.center for atom in atoms])
     reach = 2 * np.array([[atom.covalent_radius] for atom in atoms])
-    owner = np.full(len(coords), -1)
-    for index, atom in enumerate(atoms):
-        owner[np.concatenate(atom.points)] = index
+    owner = owners_of_points(atoms, len(coords))
     owned = owner >= 0
     shares = np.zeros(len(coords))
     shares[owned] = partition_of_unity(coords[owned], centers[owner[owned]], centers)
