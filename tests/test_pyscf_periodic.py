@@ -209,6 +209,3 @@ def test_what_is_not_available(cell):
             method(cell, xc=NONLOCAL)
     with pytest.raises(NotImplementedError, match="KRKSpU"):
         dft.KRKSpU(cell, kpts=cell.make_kpts([2, 1, 1]), xc=NONLOCAL)
-    mf = dft.RKS(cell, xc=NONLOCAL)
-    with pytest.raises(NotImplementedError, match="not available yet"):
-        mf.multigrid_numint()

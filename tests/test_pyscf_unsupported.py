@@ -28,7 +28,6 @@ def converged():
 METHODS = {
     "generalised Kohn-Sham": ("to_gks", "to_ghf"),
     "gpu4pyscf": ("to_gpu",),
-    "multigrid": ("multigrid_numint",),
 }
 
 

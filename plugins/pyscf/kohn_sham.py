@@ -48,30 +48,58 @@ def _attach(mf: Any, functional: CiderFunctional) -> None:
     if isinstance(mf, CiderKohnSham):
         return
     answer_for_density_fitting()
-    if "_numint" in mf.__dict__:
-        _require_plain_numint(mf, mf.__dict__["_numint"], functional)
+    integrator = _learned_numint(mf, mf.__dict__.get("_numint"), functional)
     lib.set_class(mf, (CiderKohnSham, mf.__class__))
-    mf.__dict__["_numint"] = _numint_classes(mf)[1]()
+    mf.__dict__["_numint"] = integrator
 
 
 def _detach(mf: Any) -> None:
     if isinstance(mf, CiderKohnSham):
         mf.__class__ = lib.drop_class(mf.__class__, CiderKohnSham)
-        mf.__dict__["_numint"] = _numint_classes(mf)[0]()
+        own = mf.__dict__["_numint"]
+        plain = next(kind for kind, ours in _numint_classes(mf).items() if ours is type(own))
+        mf.__dict__["_numint"] = _in_place_of(own, plain)
 
 
-def _numint_classes(mf: Any) -> tuple[type, type]:
-    """PySCF's own numerical integration, and ours."""
+def _learned_numint(mf: Any, numint: Any, functional: CiderFunctional) -> LearnedNumInt:
+    """What integrates learned functionals where PySCF's ``numint``, by default, does others."""
+    classes = _numint_classes(mf)
+    if type(numint) in classes.values():
+        return numint
+    default = next(iter(classes))
+    if numint is not None and type(numint) not in classes:
+        raise NotImplementedError(
+            f"{functional} cannot be integrated by {type(numint).__module__}."
+            f"{type(numint).__name__}, only where {default.__module__}.{default.__name__} can"
+        )
+    return _in_place_of(numint, classes[default if numint is None else type(numint)])
+
+
+def _in_place_of(numint: Any, kind: type) -> Any:
+    """One of the other class, with the cell and the settings that multigrid integrations have."""
+    if not hasattr(numint, "xc_with_j"):
+        return kind()
+    new = kind(numint.cell)
+    new.mesh, new.xc_with_j = numint.mesh, numint.xc_with_j
+    return new
+
+
+def _numint_classes(mf: Any) -> dict[type, type]:
+    """PySCF's own numerical integrations, the default first, and ours in their places."""
     if not _is_periodic(mf):
-        return NumInt, CiderNumInt
+        return {NumInt: CiderNumInt}
     from pyscf.pbc.dft import numint
+    from pyscf.pbc.dft.multigrid import MultiGridNumInt, MultiGridNumInt2
     from pyscf.pbc.scf.khf import KSCF
 
+    from cider.plugins.pyscf.multigrid import CiderKMultiGridNumInt, CiderMultiGridNumInt
     from cider.plugins.pyscf.periodic import CiderKNumInt, CiderPeriodicNumInt
 
     if isinstance(mf, KSCF):
-        return numint.KNumInt, CiderKNumInt
-    return numint.NumInt, CiderPeriodicNumInt
+        multigrid, own = CiderKMultiGridNumInt, {numint.KNumInt: CiderKNumInt}
+    else:
+        multigrid, own = CiderMultiGridNumInt, {numint.NumInt: CiderPeriodicNumInt}
+    return {**own, MultiGridNumInt: multigrid, MultiGridNumInt2: multigrid}
 
 
 def _is_periodic(mf: Any) -> bool:
@@ -126,15 +154,6 @@ def _supported_classes(mf: Any) -> tuple[type, ...]:
     return rks.RKS, uks.UKS, roks.ROKS, krks.KRKS, kuks.KUKS, kroks.KROKS
 
 
-def _require_plain_numint(mf: Any, numint: Any, functional: CiderFunctional) -> None:
-    plain, ours = _numint_classes(mf)
-    if type(numint) not in (plain, ours):
-        raise NotImplementedError(
-            f"{functional} cannot be integrated by {type(numint).__module__}."
-            f"{type(numint).__name__}, only where {plain.__module__}.{plain.__name__} can"
-        )
-
-
 def _not_yet(feature: str) -> Any:
     def method(self: "CiderKohnSham", *args: Any, **kwargs: Any) -> NoReturn:
         raise_not_yet(feature, self.xc)
@@ -182,10 +201,7 @@ class CiderKohnSham:
 
     @_numint.setter
     def _numint(self, numint: Any) -> None:
-        _require_plain_numint(self, numint, self.xc)
-        # KohnShamDFT.__init__ assigns a plain NumInt after xc; it knows nothing of the functional.
-        if isinstance(numint, LearnedNumInt):
-            self.__dict__["_numint"] = numint
+        self.__dict__["_numint"] = _learned_numint(self, numint, self.xc)
 
     def do_disp(self, disp: Any = None) -> bool:
         """As in PySCF; raises as ``dispersion_model``."""
@@ -310,5 +326,4 @@ class CiderKohnSham:
 
     to_gks = to_ghf = _not_yet("generalised Kohn-Sham is")
     to_gpu = _not_yet("gpu4pyscf is")
-    multigrid_numint = _not_yet("multigrid integration is")
     define_xc_ = _not_yet("a user-defined libxc combination is")

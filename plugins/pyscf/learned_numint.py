@@ -32,6 +32,10 @@ more of it than this would get a wrong one.
 """
 
 
+_OTHER_NAMES = {"dm_kpts": "dms"}
+"""Of arguments, in PySCF's multigrid integration."""
+
+
 class Settings(NamedTuple):
     """What changes anything here, of all that PySCF passes on behind the density matrices.
 
@@ -68,7 +72,8 @@ def _of_learned(method: Callable[..., Any]) -> Callable[..., Any]:
             return ordinary(mol, grids, xc_code, *arguments, **named)
         given = inspect.signature(ordinary).bind(mol, grids, xc_code, *arguments, **named)
         given.apply_defaults()
-        return method(self, mol, grids, xc_code, given.arguments)
+        by_name = {_OTHER_NAMES.get(name, name): value for name, value in given.arguments.items()}
+        return method(self, mol, grids, xc_code, by_name)
 
     return either
 
@@ -83,8 +88,8 @@ class LearnedNumInt(abc.ABC):
     _matrix_ndim: int
     """Axes of a density matrix."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._convolution: tuple[Any, GaussianConvolution] | None = None
 
     @property

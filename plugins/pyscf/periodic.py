@@ -21,7 +21,23 @@ from cider.plugins.pyscf.periodic_smoothed_density_matrix import PeriodicSmoothi
 
 
 class LearnedPeriodicNumInt(LearnedNumInt):
-    """What integrations at one k-point and at several have in common."""
+    """What integrations at one k-point and at several have in common.
+
+    Where symmetry leaves some k-points out, density matrices are those of the irreducible ones.
+    """
+
+    def _integrate(
+        self,
+        cell: Any,
+        grids: Any,
+        functional: CiderFunctional,
+        dms: Sequence[Any],
+        settings: Settings,
+    ) -> tuple[Float[np.ndarray, "spin set"], Float[np.ndarray, " set"], np.ndarray]:
+        if isinstance(settings.kpts, KPoints):
+            dms = [settings.kpts.transform_dm(dm) for dm in dms]
+            settings = settings._replace(kpts=settings.kpts.kpts)
+        return super()._integrate(cell, grids, functional, dms, settings)
 
     def _require_grid(self, mol: Any, grids: Any, functional: CiderFunctional) -> None:
         _require_crystal_grid(mol, grids, functional)
@@ -38,7 +54,7 @@ class LearnedPeriodicNumInt(LearnedNumInt):
         dms: Inexact[np.ndarray, "spin set kpt ao ao"],
         settings: Settings,
     ) -> Float[np.ndarray, "spin set feature grid"]:
-        return PeriodicSmoothing(mol, grids, sdmx, _k_points(settings.kpts)).features(dms)
+        return PeriodicSmoothing(mol, grids, sdmx, k_points(settings.kpts)).features(dms)
 
     def _sdmx_potential_matrices(
         self,
@@ -49,8 +65,8 @@ class LearnedPeriodicNumInt(LearnedNumInt):
         by_features: Inexact[np.ndarray, "spin set feature grid"],
         settings: Settings,
     ) -> np.ndarray:
-        kpts = _k_points(settings.kpts)
-        bands = kpts if settings.kpts_band is None else _k_points(settings.kpts_band)
+        kpts = k_points(settings.kpts)
+        bands = kpts if settings.kpts_band is None else k_points(settings.kpts_band)
         smoothing = PeriodicSmoothing(mol, grids, sdmx, kpts)
         shape = *dms.shape[:2], len(bands), *dms.shape[-2:]
         vmat = np.zeros(shape, complex)
@@ -110,32 +126,16 @@ class CiderPeriodicNumInt(LearnedPeriodicNumInt, numint.NumInt):
     ) -> tuple[Float[np.ndarray, "spin set"], Float[np.ndarray, " set"], np.ndarray]:
         if settings.kpts_band is None:
             return super()._integrate(cell, grids, functional, dms, settings)
-        kpts = _k_points(settings.kpts)
+        kpts = k_points(settings.kpts)
         dms = [np.reshape(dm, (-1, 1, *np.shape(dm)[-2:])) for dm in dms]
         one_of_several = settings._replace(kpts=kpts)
         return CiderKNumInt()._integrate(cell, grids, functional, dms, one_of_several)
 
 
 class CiderKNumInt(LearnedPeriodicNumInt, numint.KNumInt):
-    """PySCF's integration at several k-points, also of a ``CiderFunctional``.
-
-    Where symmetry leaves some of them, density matrices are those of the irreducible ones.
-    """
+    """PySCF's integration at several k-points, also of a ``CiderFunctional``."""
 
     _matrix_ndim = 3
-
-    def _integrate(
-        self,
-        cell: Any,
-        grids: Any,
-        functional: CiderFunctional,
-        dms: Sequence[Any],
-        settings: Settings,
-    ) -> tuple[Float[np.ndarray, "spin set"], Float[np.ndarray, " set"], np.ndarray]:
-        if isinstance(settings.kpts, KPoints):
-            dms = [settings.kpts.transform_dm(dm) for dm in dms]
-            settings = settings._replace(kpts=settings.kpts.kpts)
-        return super()._integrate(cell, grids, functional, dms, settings)
 
 
 def _require_crystal_grid(cell: Any, grids: Any, functional: CiderFunctional) -> None:
@@ -164,7 +164,8 @@ def _require_crystal_grid(cell: Any, grids: Any, functional: CiderFunctional) ->
         )
 
 
-def _k_points(kpts: Any) -> Float[np.ndarray, "kpt xyz"]:
+def k_points(kpts: Any) -> Float[np.ndarray, "kpt xyz"]:
+    """One k-point or several; the origin where PySCF passes none (1/bohr)."""
     return np.reshape(np.zeros(3) if kpts is None else kpts, (-1, 3))
 
 

@@ -9,6 +9,7 @@ from pyscf.grad import rks
 from pyscf.pbc.df import FFTDF
 from pyscf.pbc.dft.krks import KRKS
 from pyscf.pbc.dft.kuks import KUKS
+from pyscf.pbc.dft.multigrid import MultiGridNumInt
 from pyscf.pbc.grad import krks as krks_gradients
 from pyscf.pbc.grad import kuks as kuks_gradients
 
@@ -32,6 +33,11 @@ def gradients_of_cell(mf: Any) -> "CiderPeriodicGradients":
         raise NotImplementedError(
             f"PySCF has no forces and stress with {type(mf.with_df).__name__}: take FFTDF, its "
             "default, without density_fit()"
+        )
+    if isinstance(mf._numint, MultiGridNumInt):
+        raise NotImplementedError(
+            "PySCF has no forces and stress of KRKS and KUKS with multigrid integration: take an "
+            "object that was not made by multigrid_numint(); mf.make_rdm1() is a good start for it"
         )
     kinds = {KRKS: krks_gradients.Gradients, KUKS: kuks_gradients.Gradients}
     for kind, make in kinds.items():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ class XCKernel:
     dms: Sequence[Any]
     """The density matrix of each spin."""
     factor: float = 1.0
+    coulomb: Callable[[np.ndarray], np.ndarray] | None = None
+    """Derivative of the Coulomb energy by the density at each point, where PySCF adds it here."""
 
     def __mul__(self, factor: float) -> "XCKernel":
         return dataclasses.replace(self, factor=self.factor * factor)
@@ -62,6 +64,8 @@ class XCKernel:
         learned = self._learned_triplet if triplet else self._learned
         with threads_of_pyscf():
             add_density(potential, learned(density_of(self.functional, rho)))
+        if self.coulomb is not None and not triplet:
+            potential[:, 0] += self.coulomb(rho[:, 0].sum(axis=0))
         return self.factor * potential
 
     @property
