@@ -130,6 +130,15 @@ def _constraints(learned: LearnedFunctional) -> Row:
         "spin scaling": "exact: E[n_up, n_down] = (E[2 n_up] + E[2 n_down]) / 2",
         "uniform scaling": scaling,
     }
+    cutoffs = [
+        f"{term.gradient_cutoff:g}"
+        for term in learned.terms
+        if isinstance(term, ExchangeTerm) and term.gradient_cutoff is not None
+    ]
+    if cutoffs:
+        exchange["tails and nodes"] = (
+            f"the learned part falls to a half where s^2 = {', '.join(cutoffs)}"
+        )
     size = {"size, rotation, translation": "additive and invariant up to the grid"}
     if not learned.has_correlation:
         return exchange | size

@@ -187,7 +187,8 @@ def test_effective_cores(tmp_path: Path) -> None:
 def test_info(capsys: pytest.CaptureFixture[str], shipped: Path) -> None:
     assert main(["info", "pbe0-x-nldf"]) == 0
     output = capsys.readouterr().out
-    for text in ("0.25*x-nldf + 0.75*GGA_X_PBE", "Features", "uniform gas", "recipe.seed", "1.25"):
+    expected = "0.25*x-nldf + 0.75*GGA_X_PBE", "Features", "uniform gas", "s^2 = 400", "recipe.seed"
+    for text in (*expected, "1.25"):
         assert text in output
     assert main(["info", str(shipped / "x-nldf.h5")]) == 0
     assert "GGA_X_PBE" in capsys.readouterr().out

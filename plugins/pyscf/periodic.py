@@ -40,6 +40,8 @@ class LearnedPeriodicNumInt(LearnedNumInt):
         return super()._integrate(cell, grids, functional, dms, settings)
 
     def _require_grid(self, mol: Any, grids: Any, functional: CiderFunctional) -> None:
+        if isinstance(grids, CrystalGrids) and grids.coords is None:
+            grids.build(with_non0tab=True)
         _require_crystal_grid(mol, grids, functional)
 
     def _matrices(self, mol: Any, dms: Sequence[Any]) -> Inexact[np.ndarray, "spin set kpt ao ao"]:
@@ -139,8 +141,6 @@ class CiderKNumInt(LearnedPeriodicNumInt, numint.KNumInt):
 
 
 def _require_crystal_grid(cell: Any, grids: Any, functional: CiderFunctional) -> None:
-    if isinstance(grids, CrystalGrids) and grids.coords is None:
-        grids.build(with_non0tab=True)
     descriptors = functional.learned.descriptors
     if descriptors.sdmx is not None and not isinstance(grids, UniformGrids):
         raise NotImplementedError(
