@@ -408,13 +408,14 @@ def augmented_convolution(
     order = np.argsort(lengths, kind="stable")
     indices = order[lengths[order] < shortest]
     waves = Waves(*(values[indices] for values in every_wave))
+    longest = lengths[indices[-1]]
     mixing, gammas = ladder_of_sums(source_exponents, target_exponents)
     num_smooth = int(np.searchsorted(gammas, shortest**2 / (4 * -math.log(UNRESOLVED_WAVE))))
 
     def functions(lengths: Float[np.ndarray, " some"]) -> Float[np.ndarray, "function some"]:
         gaussians = np.exp(-(lengths**2) / (4 * gammas[:, None]))
         radii = [own.radii[-1] for own in shells]
-        seen = [radial_functions(lengths, waves.lengths[-1], max(radii), LMAX)] if radii else []
+        seen = [radial_functions(lengths, longest, max(radii), LMAX)] if radii else []
         return np.concatenate([gaussians, *seen])
 
     runs = wave_runs(waves.lengths, functions)

@@ -6,12 +6,14 @@ r"""Plane waves of charges inside a sphere, harmonic by harmonic, and back.
 """
 
 from collections.abc import Sequence
+from typing import no_type_check
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Complex, Float, Int
 from scipy.special import spherical_jn
 
+from cider.features.compiled import compiled
 from cider.features.spherical import (
     fill_harmonics_gradients,
     harmonics_recurrence,
@@ -55,8 +57,7 @@ class SphereWaves(eqx.Module):
                 run.spread(harmonics[run.waves]) @ own[run.samples].reshape(-1, own.shape[2])
                 for harmonics, own in pairs
             )
-            by_center = (even - 1j * odd).reshape(len(even), -1, num_channels)
-            total[run.waves] = np.sum(phases[run.waves, :, None] * by_center, axis=1)
+            _sum_over_centers(phases[run.waves], even, odd, total[run.waves])
         return total
 
     def at_nodes(
@@ -162,8 +163,49 @@ def _parts(
     waves: Complex[np.ndarray, "wave channel"], factors: Complex[np.ndarray, "wave atom"]
 ) -> tuple[Float[np.ndarray, "wave atom_channel"], Float[np.ndarray, "wave atom_channel"]]:
     """What harmonics of even l and of odd l see of waves, for each of their factors."""
-    shifted = (factors[:, :, None] * waves[:, None]).reshape(len(waves), -1)
-    return shifted.real.copy(), -shifted.imag
+    shape = len(waves), factors.shape[1] * waves.shape[1]
+    even, odd = np.empty(shape), np.empty(shape)
+    _fill_parts(waves, factors, even, odd)
+    return even, odd
+
+
+@compiled
+@no_type_check
+def _fill_parts(
+    waves: Complex[np.ndarray, "wave channel"],
+    factors: Complex[np.ndarray, "wave atom"],
+    even: Float[np.ndarray, "wave atom_channel"],
+    odd: Float[np.ndarray, "wave atom_channel"],
+) -> None:
+    num_channels = waves.shape[1]
+    for wave in range(len(waves)):
+        for atom in range(factors.shape[1]):
+            real, imag = factors[wave, atom].real, factors[wave, atom].imag
+            start = atom * num_channels
+            for channel in range(num_channels):
+                own = waves[wave, channel]
+                even[wave, start + channel] = real * own.real - imag * own.imag
+                odd[wave, start + channel] = -real * own.imag - imag * own.real
+
+
+@compiled
+@no_type_check
+def _sum_over_centers(
+    phases: Complex[np.ndarray, "wave atom"],
+    even: Float[np.ndarray, "wave atom_channel"],
+    odd: Float[np.ndarray, "wave atom_channel"],
+    total: Complex[np.ndarray, "wave channel"],
+) -> None:
+    """Write the sum of phases times ``even - 1j * odd``."""
+    num_channels = total.shape[1]
+    for wave in range(len(total)):
+        total[wave] = 0.0
+        for atom in range(phases.shape[1]):
+            phase = phases[wave, atom]
+            start = atom * num_channels
+            for channel in range(num_channels):
+                value = complex(even[wave, start + channel], -odd[wave, start + channel])
+                total[wave, channel] += phase * value
 
 
 def _sign(l: int) -> float:
