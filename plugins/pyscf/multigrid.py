@@ -37,7 +37,7 @@ class LearnedMultiGridNumInt(LearnedPeriodicNumInt, MultiGridNumInt):
     def reset(self, mol: Any = None) -> "LearnedMultiGridNumInt":
         """As in PySCF; also forgets the convolution."""
         MultiGridNumInt.reset(self, mol)
-        self.__dict__.pop("_of_gradients", None)
+        self.__dict__.pop("_gradients", None)
         super().reset(mol)
         return self
 
@@ -172,13 +172,17 @@ class LearnedMultiGridNumInt(LearnedPeriodicNumInt, MultiGridNumInt):
         shape = vmat.shape[1:] if self._matrix_ndim == 3 or not one_band else vmat.shape[2:]
         return vmat.reshape(*potential.shape[:2], *shape)
 
-    @functools.cached_property
+    @property
     def _of_gradients(self) -> tuple[GradientBasis, MultiGridNumInt]:
         """Gradients of the orbitals, and what integrates products of the Gaussians in them."""
-        basis = gradient_basis(self.cell)
-        integrator = MultiGridNumInt(basis.cell)
-        integrator.mesh = self.mesh
+        basis, integrator = self._gradients
+        integrator.mesh = self.mesh  # which may be set at any time
         return basis, integrator
+
+    @functools.cached_property
+    def _gradients(self) -> tuple[GradientBasis, MultiGridNumInt]:
+        basis = gradient_basis(self.cell)
+        return basis, MultiGridNumInt(basis.cell)
 
 
 class CiderMultiGridNumInt(LearnedMultiGridNumInt):
