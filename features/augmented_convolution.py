@@ -79,18 +79,22 @@ class _Species(eqx.Module):
         by_shell = values.reshape(*self.shells.weights.shape, -1)
         return np.tensordot(self.harmonics, by_shell, 1)
 
-    def expand(self, coefficients: AtShells) -> Float[np.ndarray, "point channel"]:
-        """Values of sums of harmonics: the transpose of ``project``."""
-        values = np.tensordot(self.harmonics.T, coefficients, 1)
-        return values.reshape(-1, values.shape[-1])
+    def expand(self, coefficients: AtShells, values: Float[np.ndarray, "point channel"]) -> None:
+        """Write values of sums of harmonics: the transpose of ``project``."""
+        by_direction = values.reshape(self.harmonics.shape[1], -1)
+        by_harmonic = coefficients.reshape(len(self.harmonics), -1)
+        np.matmul(self.harmonics.T, by_harmonic, out=by_direction)
 
     def charges(self, values: Float[np.ndarray, "point channel"]) -> AtShells:
         """Projection of values with their quadrature weights."""
         return self.project(self.shells.weights.reshape(-1, 1) * values)
 
-    def charges_transpose(self, by_charges: AtShells) -> Float[np.ndarray, "point channel"]:
-        """The transpose."""
-        return self.shells.weights.reshape(-1, 1) * self.expand(by_charges)
+    def charges_transpose(
+        self, by_charges: AtShells, values: Float[np.ndarray, "point channel"]
+    ) -> None:
+        """Write the transpose."""
+        self.expand(by_charges, values)
+        values *= self.shells.weights.reshape(-1, 1)
 
     def to_nodes(self, at_shells: AtShells) -> AtNodes:
         """Charges on shells as charges at the nodes, which make the same waves."""
@@ -192,13 +196,17 @@ class AugmentedConvolution(GaussianConvolution):
         on_grid, *in_spheres = np.split(np.asarray(sources), self._ends)
         charges = self._charges(in_spheres)
         waves = self._fields(self._transform(on_grid), self._to_nodes(charges))
-        fields, mixing = [self._transform_back(waves)], self.mixing[self.num_smooth :]
-        at_nodes = self._at_nodes(waves / self._size)
-        for own, own_fields, own_charges in zip(self._spheres, at_nodes, charges, strict=True):
+        fields = np.empty((self.num_points, waves.shape[1]))
+        fields_on_grid, *fields_in_spheres = np.split(fields, self._ends)
+        fields_on_grid[:] = self._transform_back(waves)
+        mixing = self.mixing[self.num_smooth :]
+        parts = zip(self._spheres, self._at_nodes(waves / self._size), charges, strict=True)
+        for index, (own, own_fields, own_charges) in enumerate(parts):
             smooth = own.to_shells(own_fields)
-            fields.append(own.expand(smooth + own.sharp_fields(own_charges, mixing)))
-            fields.append(own.expand(smooth))
-        return np.concatenate(fields)
+            sharp = own.sharp_fields(own_charges, mixing)
+            own.expand(smooth + sharp, fields_in_spheres[2 * index])
+            own.expand(smooth, fields_in_spheres[2 * index + 1])
+        return fields
 
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         on_grid, *in_spheres = np.split(np.asarray(fields), self._ends)
@@ -207,15 +215,17 @@ class AugmentedConvolution(GaussianConvolution):
         waves += self._waves_of(self._to_nodes(by_shells), waves.shape[1])
         by_smooth = self._by_smooth(waves)
         by_sharp = self.runs.matrix_product(waves, self.sharp.swapaxes(1, 2))
-        sources = [self._transform_back(by_smooth * self.volume + by_sharp)]
+        sources = np.empty((self.num_points, by_smooth.shape[1]))
+        by_grid, *by_spheres = np.split(sources, self._ends)
+        by_grid[:] = self._transform_back(by_smooth * self.volume + by_sharp)
         mixing = self.mixing[self.num_smooth :].swapaxes(1, 2)
-        by_nodes = self._at_nodes(by_smooth)
-        for true, own, by_own in zip(in_spheres[::2], self._spheres, by_nodes, strict=True):
+        parts = zip(self._spheres, in_spheres[::2], self._at_nodes(by_smooth), strict=True)
+        for index, (own, true, by_own) in enumerate(parts):
             by_charges = own.to_shells(by_own)
             by_charges += own.sharp_fields(own.project(true), mixing)
-            values = own.charges_transpose(by_charges)
-            sources += [values, -values]
-        return np.concatenate(sources)
+            own.charges_transpose(by_charges, by_spheres[2 * index])
+            np.negative(by_spheres[2 * index], out=by_spheres[2 * index + 1])
+        return sources
 
     def derivative(
         self,
