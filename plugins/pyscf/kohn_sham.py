@@ -39,6 +39,8 @@ def assign_functional(mf: Any, xc: Any) -> Any:
         _reject_lookalikes(xc)
         _detach(mf)
     mf.__dict__["xc"] = xc
+    if "grids" in mf.__dict__:  # in its constructor PySCF assigns xc first
+        mf.grids = mf.grids
     return mf
 
 
@@ -203,6 +205,22 @@ class CiderKohnSham:
     def _numint(self, numint: Any) -> None:
         self.__dict__["_numint"] = _learned_numint(self, numint, self.xc)
 
+    @property
+    def grids(self) -> Any:
+        """As in PySCF, but of a cell, nonlocal density features have ``CrystalGrids``.
+
+        They take the place of ``BeckeGrids``, which lack points, and have other weights.
+        """
+        return self.__dict__["grids"]
+
+    @grids.setter
+    def grids(self, grids: Any) -> None:
+        if _is_periodic(self) and self.xc.learned.descriptors.nldf is not None:
+            from cider.plugins.pyscf.crystal_grids import in_whole_shells
+
+            grids = in_whole_shells(grids)
+        self.__dict__["grids"] = grids
+
     def do_disp(self, disp: Any = None) -> bool:
         """As in PySCF; raises as ``dispersion_model``."""
         return self.without_functional().do_disp(self.dispersion_model(disp))
@@ -257,17 +275,6 @@ class CiderKohnSham:
         fitted = plain.density_fit(*args, **kwargs)
         fitted.xc = self.xc
         return fitted
-
-    def initialize_grids(self, *args: Any, **kwargs: Any) -> Any:
-        """As in PySCF, but of a cell, nonlocal density features have ``CrystalGrids``.
-
-        They take the place of ``BeckeGrids``, which lack points, and have other weights.
-        """
-        if _is_periodic(self) and self.xc.learned.descriptors.nldf is not None:
-            from cider.plugins.pyscf.crystal_grids import in_whole_shells
-
-            self.grids = in_whole_shells(self.grids)
-        return super().initialize_grids(*args, **kwargs)
 
     def gen_response(
         self, mo_coeff: Any = None, mo_occ: Any = None, *args: Any, **kwargs: Any

@@ -153,7 +153,7 @@ def _require_crystal_grid(cell: Any, grids: Any, functional: CiderFunctional) ->
             f"{functional} has nonlocal features, which need uniform grids or whole atomic shells "
             f"in a periodic cell, not {type(grids).__name__}: take "
             "pyscf.pbc.dft.UniformGrids(cell), or cider.plugins.pyscf.crystal_grids."
-            "CrystalGrids(cell), which mf.kernel() makes of BeckeGrids"
+            "CrystalGrids(cell), which an assignment to mf.grids makes of BeckeGrids"
         )
     if descriptors.nldf is None and descriptors.sdmx is None:
         return
