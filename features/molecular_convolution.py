@@ -18,8 +18,11 @@ from cider.features.nested_grids import (
     Reach,
     nested_grids_convolution,
 )
-from cider.features.split_convolution import SHARPEST_SMOOTH, SplitConvolution, sharp_part
+from cider.features.split_convolution import SplitConvolution, sharp_part
 from cider.features.threads import thread_pool
+
+SHARPEST_SMOOTH = 0.5
+"""Largest exponent (bohr^-2) that belongs to the uniform grids."""
 
 GRIDS = ((0.075, 10.0), (SHARPEST_SMOOTH, 6.0))
 """Largest exponent (bohr^-2) of each uniform grid, and how far it reaches (bohr) beyond spheres of
@@ -91,7 +94,7 @@ def molecular_convolution(
         lowest, highest = centers - reach - margin, centers + reach + margin
         reaches.append(Reach(largest, np.array([lowest.min(axis=0), highest.max(axis=0)])))
     where = coords, owner, centers[owner], atoms, list(centers[:, None])
-    sharp = sharp_part(*where, source_exponents, target_exponents)
+    sharp = sharp_part(*where, source_exponents, target_exponents, SHARPEST_SMOOTH)
     return MolecularConvolution(
         weights=volumes * shares,
         smooth=nested_grids_convolution(coords, reaches, source_exponents, target_exponents),

@@ -20,9 +20,6 @@ from cider.features.atomic_shells import AtomicGrid
 from cider.features.convolution import GaussianConvolution
 from cider.features.threads import thread_pool
 
-SHARPEST_SMOOTH = 0.5
-"""Largest exponent (bohr^-2) that belongs to the uniform grids."""
-
 MERGED = 0.125
 """Exponents below this times the sharpest smooth one are merged for the sharp Gaussians."""
 
@@ -102,14 +99,16 @@ def sharp_part(
     images: Sequence[Float[np.ndarray, "_ xyz"]],
     source_exponents: Float[np.ndarray, " source"],
     target_exponents: Float[np.ndarray, " target"],
+    sharpest_smooth: float,
 ) -> SharpPart:
-    """That of all pairs of exponents (bohr^-2) that uniform grids do not take.
+    """That of all pairs of exponents (bohr^-2) but those that uniform grids take.
 
-    Points and places of atoms are those of ``atom_centred_convolution``.
+    These are up to ``sharpest_smooth``. Points and places of atoms are those of
+    ``atom_centred_convolution``.
     """
-    merged_sources, merge_sources = _merged(source_exponents, MERGED * SHARPEST_SMOOTH)
-    merged_targets, merge_targets = _merged(target_exponents, MERGED * SHARPEST_SMOOTH)
-    selected = np.maximum.outer(merged_sources, merged_targets) > SHARPEST_SMOOTH
+    merged_sources, merge_sources = _merged(source_exponents, MERGED * sharpest_smooth)
+    merged_targets, merge_targets = _merged(target_exponents, MERGED * sharpest_smooth)
+    selected = np.maximum.outer(merged_sources, merged_targets) > sharpest_smooth
     where = coords, owner, own_centers, atoms, images
     sharp = atom_centred_convolution(*where, merged_sources, merged_targets, selected)
     return SharpPart(sharp, merge_sources, merge_targets)
