@@ -25,6 +25,12 @@ def helium():
     return gto.M(a=lattice, atom="He 0 0 0", basis="sto-3g", unit="bohr", verbose=0)
 
 
+@pytest.fixture(scope="module")
+def hydrogen():
+    lattice = 4.5 * np.eye(3) + 0.2
+    return gto.M(a=lattice, atom="H 0 0 0; H 0.3 0 1.4", basis="6-31g", unit="bohr", verbose=0)
+
+
 def fitted(mf, functional, level=0):
     mf = mf.density_fit()
     mf.xc = functional
@@ -84,12 +90,9 @@ def test_unrestricted_closed_shell_is_restricted(helium):
 @pytest.mark.parametrize(
     "functional", [pytest.param(NONLOCAL, marks=pytest.mark.slow), SHIPPED], ids=str
 )
-def test_potential_is_the_derivative_of_the_energy(functional):
+def test_potential_is_the_derivative_of_the_energy(hydrogen, functional):
     """By complex density matrices of two k-points, in a random Hermitian direction."""
-    cell = gto.M(
-        a=4.5 * np.eye(3) + 0.2, atom="H 0 0 0; H 0.3 0 1.4", basis="6-31g", unit="bohr", verbose=0
-    )
-    mf = two_k_points(dft.KRKS, cell, functional)
+    mf = two_k_points(dft.KRKS, hydrogen, functional)
     density = mf.get_init_guess()
     random = np.random.default_rng(0)
     direction = random.normal(size=density.shape) + 1j * random.normal(size=density.shape)
@@ -182,6 +185,47 @@ def test_response_and_bands(helium):
         helium, mf.grids, NONLOCAL, density, change, fxc=kernel[2], kpts=mf.kpts, hermi=1
     )
     np.testing.assert_allclose(found, (sides[1] - sides[0]) / (2 * step), rtol=1e-5, atol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def solved(hydrogen):
+    mf = fitted(dft.RKS(hydrogen), NONLOCAL)
+    mf.kernel()
+    assert mf.converged
+    return mf
+
+
+def test_second_order_converges_to_the_same(solved, hydrogen):
+    """Its grids are whole shells before the first cycle too."""
+    second = fitted(dft.RKS(hydrogen), NONLOCAL).newton()
+    second.kernel()
+    assert second.converged
+    assert second.e_tot == pytest.approx(solved.e_tot, abs=1e-9)
+    assert solved.stability(return_status=True)[2]
+
+
+def test_excitations_of_spin_orbitals_are_singlets_and_triplets(solved):
+    """All of them, of the three empty orbitals."""
+    energies = []
+    for mf, singlet, count in ((solved.to_uks(), True, 6), (solved, True, 3), (solved, False, 3)):
+        excited = mf.TDA().set(nstates=count)
+        excited.singlet = singlet
+        energies.append(excited.kernel()[0])
+    of_spin_orbitals, singlets, triplets = energies
+    by_spin = np.sort(np.concatenate([singlets, triplets]))
+    np.testing.assert_allclose(of_spin_orbitals, by_spin, rtol=1e-8)
+
+
+def test_density_fittings_agree(helium):
+    """Two ways to the same integrals; a mixed fit has others, by 1e-5 Ha."""
+    energies = []
+    for fit in ("density_fit", "rs_density_fit", "mix_density_fit"):
+        mf = getattr(dft.RKS(helium, xc=NONLOCAL), fit)()
+        assert isinstance(mf.grids, CrystalGrids)
+        mf.grids.level = 0
+        energies.append(mf.kernel())
+    assert energies[1] == pytest.approx(energies[0], abs=1e-7)
+    assert energies[2] == pytest.approx(energies[0], abs=1e-4)
 
 
 def test_grids_follow_the_calculation(helium):
