@@ -89,7 +89,8 @@ def _atomic_grid(
             raise ValueError(
                 f"the grid of atom {atom} ({mol.atom_symbol(atom)}) is not made of whole Lebedev "
                 "shells: nonlocal density features need PySCF's own atomic grids with all their "
-                "points; set mf.small_rho_cutoff = 0"
+                "points; set mf.small_rho_cutoff = 0. If the atoms moved since (the scanner of a "
+                "copy moves the grids that it shares), call mf.grids.reset(mf.mol)"
             )
         index = np.empty(len(shell), dtype=int)
         index[direction] = members[shell]
