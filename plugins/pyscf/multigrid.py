@@ -6,7 +6,7 @@ gradients, which are Gaussians again and go the way of the density.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,39 +57,17 @@ class LearnedMultiGridNumInt(LearnedPeriodicNumInt, MultiGridNumInt):
         ecoul = self._coulomb_energies
         return lib.tag_array(vmat, ecoul=ecoul if np.ndim(exc) else ecoul[0], exc=exc)
 
-    def _integrate(
-        self,
-        cell: Any,
-        _: Any,
-        functional: CiderFunctional,
-        dms: Sequence[Any],
-        settings: Settings,
-    ) -> tuple[Float[np.ndarray, "spin set"], Float[np.ndarray, " set"], np.ndarray]:
-        return super()._integrate(cell, self._grids(), functional, dms, settings)
-
-    def _kernel_at(
-        self, cell: Any, _: Any, functional: CiderFunctional, dm: Any, settings: Settings
-    ) -> XCKernel:
-        kernel = super()._kernel_at(cell, self._grids(), functional, dm, settings)
-        coulomb = self._coulomb_potential if self.xc_with_j else None
-        return dataclasses.replace(kernel, coulomb=coulomb)
-
-    def _change_of_potential(
-        self,
-        cell: Any,
-        _: Any,
-        functional: CiderFunctional,
-        dms: Sequence[Any],
-        given: Mapping[str, Any],
-        triplet: bool = False,
-    ) -> np.ndarray:
-        own = self._grids()
-        return super()._change_of_potential(cell, own, functional, dms, given, triplet)
-
-    def _grids(self) -> UniformGrids:
+    def _own_grids(self, given: Any) -> UniformGrids:
         grids = UniformGrids(self.cell)
         grids.mesh = self.mesh
         return grids
+
+    def _kernel_at(
+        self, cell: Any, grids: Any, functional: CiderFunctional, dm: Any, settings: Settings
+    ) -> XCKernel:
+        kernel = super()._kernel_at(cell, grids, functional, dm, settings)
+        coulomb = self._coulomb_potential if self.xc_with_j else None
+        return dataclasses.replace(kernel, coulomb=coulomb)
 
     def _energies_and_potentials(
         self,
