@@ -200,12 +200,13 @@ class AugmentedConvolution(GaussianConvolution):
         fields_on_grid, *fields_in_spheres = np.split(fields, self._ends)
         fields_on_grid[:] = self._transform_back(waves)
         mixing = self.mixing[self.num_smooth :]
-        parts = zip(self._spheres, self._at_nodes(waves / self._size), charges, strict=True)
-        for index, (own, own_fields, own_charges) in enumerate(parts):
+        at_nodes = self._at_nodes(waves / self._size)
+        written = fields_in_spheres[::2], fields_in_spheres[1::2]
+        parts = zip(self._spheres, at_nodes, charges, *written, strict=True)
+        for own, own_fields, own_charges, true, pseudo in parts:
             smooth = own.to_shells(own_fields)
-            sharp = own.sharp_fields(own_charges, mixing)
-            own.expand(smooth + sharp, fields_in_spheres[2 * index])
-            own.expand(smooth, fields_in_spheres[2 * index + 1])
+            own.expand(smooth + own.sharp_fields(own_charges, mixing), true)
+            own.expand(smooth, pseudo)
         return fields
 
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
@@ -219,12 +220,14 @@ class AugmentedConvolution(GaussianConvolution):
         by_grid, *by_spheres = np.split(sources, self._ends)
         by_grid[:] = self._transform_back(by_smooth * self.volume + by_sharp)
         mixing = self.mixing[self.num_smooth :].swapaxes(1, 2)
-        parts = zip(self._spheres, in_spheres[::2], self._at_nodes(by_smooth), strict=True)
-        for index, (own, true, by_own) in enumerate(parts):
+        by_nodes = self._at_nodes(by_smooth)
+        written = by_spheres[::2], by_spheres[1::2]
+        parts = zip(self._spheres, in_spheres[::2], by_nodes, *written, strict=True)
+        for own, true, by_own, by_true, by_pseudo in parts:
             by_charges = own.to_shells(by_own)
             by_charges += own.sharp_fields(own.project(true), mixing)
-            own.charges_transpose(by_charges, by_spheres[2 * index])
-            np.negative(by_spheres[2 * index], out=by_spheres[2 * index + 1])
+            own.charges_transpose(by_charges, by_true)
+            np.negative(by_true, out=by_pseudo)
         return sources
 
     def derivative(
