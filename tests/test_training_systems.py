@@ -15,11 +15,11 @@ from cider.training.systems import System
 def test_default_set_is_complete_and_split():
     chosen = systems.default_systems()
     kinds = collections.Counter(s.kind for s in chosen)
-    assert kinds["atom"] == 18
+    assert kinds["atom"] == 36
     assert kinds["molecule"] == 148
-    assert kinds["ion"] >= 33
+    assert kinds["ion"] >= 66
     assert kinds["distorted"] == 30
-    assert kinds["synthetic"] >= 180
+    assert kinds["synthetic"] >= 280
     roles = collections.Counter(s.role for s in systems.molecules())
     assert roles["ten"] == 10
     assert 0.55 < roles["training"] / 138 < 0.75
@@ -68,6 +68,16 @@ def test_homologues_differ_and_keep_valence_and_bond_directions():
         radii, old_radii = (covalent_radii[x.numbers] for x in (geometry, methane))
         longer = (radii[0] + radii[1:]) / (old_radii[0] + old_radii[1:])
         np.testing.assert_allclose(bonds, longer[:, None] * old, rtol=1e-12)
+
+
+def test_heavier_homologues_have_elements_of_the_fourth_row():
+    found = systems.heavier()
+    assert len({s.formula for s in found}) == len(found) == 40
+    assert all({"K", "Ca", "Ga", "Ge", "As", "Se", "Br"} & set(s.symbols) for s in found)
+    assert not {s.formula for s in found} & {s.formula for s in systems.synthetic()}
+    ethanol = extras.heavier(molecule("CH3CH2OH"), 0, seed=0)
+    assert ethanol is not None and ethanol.get_chemical_formula() == "C2H6Se"
+    assert extras.heavier(molecule("CH4"), 0, seed=0) is None
 
 
 def test_small_set_is_closed_under_atomisation():

@@ -21,6 +21,12 @@ IONS = (
     *(("Na", -1, 0), ("Al", -1, 2), ("Si", -1, 3), ("P", -1, 2), ("S", -1, 1), ("Cl", -1, 0)),
     *(("He", 0, 2), ("Be", 0, 2), ("B", 0, 3), ("C", 0, 4), ("N", 0, 1), ("Mg", 0, 2)),
     *(("Si", 0, 4), ("P", 0, 1)),
+    *(("K", 1, 0), ("Ca", 1, 1), ("Sc", 1, 2), ("Sc", 2, 1), ("Ti", 1, 3), ("Ti", 2, 2)),
+    *(("V", 1, 4), ("V", 3, 2), ("Cr", 1, 5), ("Cr", 2, 4), ("Mn", 1, 6), ("Mn", 2, 5)),
+    *(("Mn", 3, 4), ("Fe", 1, 5), ("Co", 1, 2), ("Ni", 1, 1), ("Cu", 1, 0), ("Zn", 1, 1)),
+    *(("Zn", 2, 0), ("Ga", 1, 0), ("Ge", 1, 1), ("As", 1, 2), ("Se", 1, 3), ("Br", 1, 2)),
+    *(("Kr", 1, 1), ("Ge", -1, 3), ("As", -1, 2), ("Se", -1, 1), ("Br", -1, 0)),
+    *(("Ti", 0, 4), ("V", 0, 5), ("Ni", 0, 0), ("As", 0, 1)),
 )
 
 # Bond lengths are the sums of covalent radii times these, in turn.
@@ -47,6 +53,19 @@ _WEAK_DIATOMICS = (
     *(("Ne", "Ar", 3.0, 0), ("He", "H", 1.5, 1), ("Li", "He", 3.0, 1), ("Ar", "H", 2.0, 1)),
 )
 
+# (first atom, second atom, distance in angstrom, 2S), with elements of the fourth row
+_HEAVY_DIATOMICS = (
+    *(("K", "H", 2.25, 0), ("K", "F", 2.2, 0), ("K", "Cl", 2.65, 0), ("Ca", "H", 2.0, 1)),
+    *(("Ca", "O", 1.85, 0), ("Ca", "F", 1.95, 1), ("Sc", "H", 1.8, 0), ("Sc", "F", 1.8, 0)),
+    *(("Sc", "O", 1.65, 1), ("Sc", "S", 2.15, 1), ("Ti", "O", 1.6, 2), ("Ti", "N", 1.6, 1)),
+    *(("Ti", "Cl", 2.25, 3), ("V", "O", 1.6, 3), ("V", "N", 1.55, 2), ("Cr", "H", 1.65, 5)),
+    *(("Cr", "O", 1.6, 4), ("Cr", "F", 1.8, 5), ("Mn", "H", 1.75, 6), ("Mn", "F", 1.85, 6)),
+    *(("Fe", "H", 1.55, 3), ("Fe", "F", 1.8, 5), ("Co", "H", 1.5, 2), ("Co", "F", 1.75, 4)),
+    *(("Ni", "H", 1.45, 1), ("Ni", "C", 1.6, 0), ("Ni", "O", 1.65, 2), ("Cu", "H", 1.45, 0)),
+    *(("Cu", "O", 1.75, 1), ("Cu", "Cl", 2.05, 0), ("Cu", "Cu", 2.2, 0), ("Zn", "H", 1.6, 1)),
+    *(("Zn", "O", 1.7, 0), ("Zn", "S", 2.05, 0), ("Kr", "H", 2.2, 1), ("Kr", "Kr", 4.0, 0)),
+)
+
 # (end, centre, end, angle in degrees, 2S)
 _TRIATOMICS = (
     *(("F", "Be", "F", 180, 0), ("Cl", "Be", "Cl", 180, 0), ("F", "Mg", "F", 180, 0)),
@@ -64,12 +83,31 @@ _TRIATOMICS = (
     *(("H", "B", "H", 130, 1), ("H", "Al", "H", 118, 1), ("H", "P", "O", 105, 0)),
 )
 
+# The same with metals of the fourth row, and the length of both bonds (angstrom)
+_HEAVY_TRIATOMICS = (
+    *(("F", "Ca", "F", 2.05, 150, 0), ("O", "Ti", "O", 1.65, 112, 0)),
+    *(("F", "Cr", "F", 1.8, 180, 4), ("F", "Mn", "F", 1.8, 180, 5)),
+    *(("Cl", "Fe", "Cl", 2.15, 180, 4), ("F", "Co", "F", 1.75, 180, 3)),
+    *(("F", "Ni", "F", 1.75, 180, 2), ("Cl", "Cu", "Cl", 2.05, 180, 1)),
+    *(("H", "Zn", "H", 1.55, 180, 0), ("Cl", "Zn", "Cl", 2.1, 180, 0)),
+)
+
 # (centre, ligand, number, 2S): planar for three ligands, tetrahedral for four
 _STARS = (("B", "H", 3, 0), ("Al", "H", 3, 0), ("B", "H", 4, 1), ("Be", "H", 3, 1))
+
+# The same with metals of the fourth row, and the length of the bonds (angstrom)
+_HEAVY_STARS = (
+    *(("Sc", "F", 3, 1.85, 0), ("Ti", "F", 4, 1.75, 0), ("Cr", "F", 3, 1.75, 3)),
+    *(("Mn", "F", 3, 1.75, 4), ("Fe", "F", 3, 1.75, 5)),
+)
 
 # Elements that take one another's places in molecules.
 _GROUPS = (("H", "F", "Cl"), ("Li", "Na"), ("B", "Al"), ("C", "Si"), ("N", "P"), ("O", "S"))
 _REPLACED_SHARE = 0.3
+_HEAVIER = {
+    **{"Li": "K", "Na": "K", "Be": "Ca", "Mg": "Ca", "B": "Ga", "Al": "Ga", "Si": "Ge"},
+    **{"N": "As", "P": "As", "O": "Se", "S": "Se", "F": "Br", "Cl": "Br"},
+}
 
 
 def distort(
@@ -94,6 +132,23 @@ def homologue(molecule: Atoms, index: int, seed: int) -> Atoms | None:
     for place, symbol in enumerate(symbols):
         if rng.random() < _REPLACED_SHARE:
             symbols[place] = str(rng.choice(next((g for g in _GROUPS if symbol in g), (symbol,))))
+    return _with_elements(molecule, symbols)
+
+
+def heavier(molecule: Atoms, index: int, seed: int) -> Atoms | None:
+    """The molecule with one of its elements replaced by that of the fourth row of its group.
+
+    There is none if it has no such element; the rest is as for :func:`homologue`.
+    """
+    symbols = molecule.get_chemical_symbols()
+    candidates = sorted(_HEAVIER.keys() & set(symbols))
+    if not candidates:
+        return None
+    chosen = candidates[np.random.default_rng((seed, index)).integers(len(candidates))]
+    return _with_elements(molecule, [_HEAVIER[chosen] if s == chosen else s for s in symbols])
+
+
+def _with_elements(molecule: Atoms, symbols: list[str]) -> Atoms | None:
     replaced = Atoms(symbols)
     old, new = (_bond_lengths(x.numbers) for x in (molecule, replaced))
     if (old == new).all():
@@ -114,19 +169,40 @@ def synthetic_geometries() -> Iterator[tuple[str, Atoms, int]]:
     """Names, geometries and 2S of the synthetic molecules."""
     for index, (a, b, spin) in enumerate(_DIATOMICS):
         length = _bond(a, b) * _STRETCH[index % len(_STRETCH)]
-        yield _name(a, b), Atoms([a, b], [(0, 0, 0), (0, 0, length)]), spin
+        yield _diatomic(a, b, length, spin)
     for a, b, length, spin in _WEAK_DIATOMICS:
-        yield _name(a, b), Atoms([a, b], [(0, 0, 0), (0, 0, length)]), spin
+        yield _diatomic(a, b, length, spin)
     for index, (a, centre, b, angle, spin) in enumerate(_TRIATOMICS):
         stretch = _STRETCH[index % len(_STRETCH)]
-        left, right = _bond(a, centre) * stretch, _bond(centre, b) * stretch
-        theta = np.deg2rad(angle)
-        tip = (right * np.sin(theta), 0.0, right * np.cos(theta))
-        yield _name(a, centre, b), Atoms([a, centre, b], [(0, 0, left), (0, 0, 0), tip]), spin
+        lengths = _bond(a, centre) * stretch, _bond(centre, b) * stretch
+        yield _triatomic((a, centre, b), lengths, angle, spin)
     for centre, ligand, count, spin in _STARS:
-        corners = _directions(count) * _bond(centre, ligand)
-        symbols = [centre] + [ligand] * count
-        yield f"{centre}{ligand}{count}", Atoms(symbols, np.vstack([np.zeros(3), corners])), spin
+        yield _star(centre, ligand, count, _bond(centre, ligand), spin)
+    for a, b, length, spin in _HEAVY_DIATOMICS:
+        yield _diatomic(a, b, length, spin)
+    for a, centre, b, length, angle, spin in _HEAVY_TRIATOMICS:
+        yield _triatomic((a, centre, b), (length, length), angle, spin)
+    for centre, ligand, count, length, spin in _HEAVY_STARS:
+        yield _star(centre, ligand, count, length, spin)
+
+
+def _diatomic(a: str, b: str, length: float, spin: int) -> tuple[str, Atoms, int]:
+    return f"{a}{b}", Atoms([a, b], [(0, 0, 0), (0, 0, length)]), spin
+
+
+def _triatomic(
+    symbols: tuple[str, str, str], lengths: tuple[float, float], angle: float, spin: int
+) -> tuple[str, Atoms, int]:
+    left, right = lengths
+    theta = np.deg2rad(angle)
+    tip = (right * np.sin(theta), 0.0, right * np.cos(theta))
+    return "".join(symbols), Atoms(symbols, [(0, 0, left), (0, 0, 0), tip]), spin
+
+
+def _star(centre: str, ligand: str, count: int, length: float, spin: int) -> tuple[str, Atoms, int]:
+    corners = _directions(count) * length
+    symbols = [centre] + [ligand] * count
+    return f"{centre}{ligand}{count}", Atoms(symbols, np.vstack([np.zeros(3), corners])), spin
 
 
 def _bond(a: str, b: str) -> float:
@@ -136,10 +212,6 @@ def _bond(a: str, b: str) -> float:
 def _bond_lengths(numbers: Int[np.ndarray, " atom"]) -> Float[np.ndarray, "atom atom"]:
     radii = covalent_radii[numbers]
     return radii[:, None] + radii
-
-
-def _name(*symbols: str) -> str:
-    return "".join(symbols)
 
 
 def _directions(count: int) -> Float[np.ndarray, "atom xyz"]:

@@ -135,6 +135,21 @@ def quadratic_form(
     return (q + q.T) / 2
 
 
+def held_energies(
+    observations: Sequence[Observation], integrals: Integrals, degree: int, sigma: float
+) -> Float[np.ndarray, "parameter parameter"]:
+    """The quadratic form that holds the learned part of what is observed within ``sigma`` (mHa)."""
+    num_inputs = (integrals.matrices.shape[1] - 1) // degree
+    combine = coefficient_matrix(observations, integrals.keys)
+    rows = _MILLI / sigma * (combine @ parameter_features(integrals.matrices, num_inputs, degree))
+    return rows.T @ rows
+
+
+def num_parameters(num_inputs: int, degree: int) -> int:
+    """How many coefficients main and pair effects have together."""
+    return num_inputs * degree + num_inputs * (num_inputs - 1) // 2 * degree**2
+
+
 def build_problem(
     observations: Sequence[Observation],
     integrals: Integrals,
@@ -372,12 +387,11 @@ def _times_root(
     return jnp.concatenate([main.reshape(count, size), mixed.reshape(count, -1)], axis=1)
 
 
-def _degree(num_parameters: int, num_inputs: int) -> int:
-    pairs = num_inputs * (num_inputs - 1) // 2
+def _degree(size: int, num_inputs: int) -> int:
     for degree in range(1, 65):
-        if num_inputs * degree + pairs * degree**2 == num_parameters:
+        if num_parameters(num_inputs, degree) == size:
             return degree
-    raise ValueError(f"{num_parameters} parameters do not fit {num_inputs} inputs")
+    raise ValueError(f"{size} parameters do not fit {num_inputs} inputs")
 
 
 def _left_out(

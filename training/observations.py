@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ase.data import atomic_numbers
 from jaxtyping import Float
 
 from cider.training.store import Store
 from cider.training.systems import ROLES, System
 
+ARGON = 18
 KINDS = ("total", "aex", "difference", "reaction", "orbital", "gap")
 
 
@@ -125,7 +127,7 @@ def build_observations(
                 reason = f"no atom {missing.args[0]} among the systems"
                 skipped.append(Skipped(f"{density}/{system.name}", reason))
                 continue
-            plans.append((system.name, kind, system.role, system.kind, combination))
+            plans.append((system.name, kind, system.role, noise_group(system), combination))
         for r in reactions:
             plans.append((r.name, "reaction", r.role, "reaction", dict(r.coefficients)))
         for name, kind, role, noise, combination in plans:
@@ -186,6 +188,16 @@ def orbital_observations(
                 )
             )
     return tuple(found)
+
+
+def noise_group(system: System) -> str:
+    """The systems whose observations have the same noise: those of a kind.
+
+    Beyond argon they have one of their own: what a model leaves open of 3d shells and of larger
+    cores is more.
+    """
+    beyond = any(atomic_numbers[symbol] > ARGON for symbol in system.symbols)
+    return f"{system.kind} beyond argon" if beyond else system.kind
 
 
 def coefficient_matrix(

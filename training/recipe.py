@@ -159,6 +159,10 @@ class ModelChoice:
     ``nldf_slope_sigma`` do so for its root mean square slope by the semilocal descriptors and by
     the logarithms of nonlocal features (``cider.training.smoothness``); 0 leaves slopes free.
     What is named ``nldf`` here holds for SDMX features too.
+
+    ``orbital_sigma`` (mHa) holds what the learned part adds to the energies of the recipe's
+    orbitals to zero within it, in place of observing them: total energies alone leave the potential
+    free where there is little density. With 0 orbitals are observed.
     """
 
     chebyshev_degree: int = 8
@@ -175,6 +179,7 @@ class ModelChoice:
     enhancement_sigma: float = 0.25
     semilocal_slope_sigma: float = 0.0
     nldf_slope_sigma: float = 0.0
+    orbital_sigma: float = 0.0
     baseline: str = "GGA_X_PBE"
     starts: int = 3
     iterations: int = 200
@@ -193,8 +198,9 @@ class ModelChoice:
             raise ValueError(f"baseline {self.baseline!r} is none of {', '.join(BASELINES)}")
         if self.enhancement_points < 0 or self.enhancement_sigma <= 0:
             raise ValueError("enhancement_points must not be negative, enhancement_sigma positive")
-        if self.semilocal_slope_sigma < 0 or self.nldf_slope_sigma < 0:
-            raise ValueError("semilocal_slope_sigma and nldf_slope_sigma must not be negative")
+        for name in ("semilocal_slope_sigma", "nldf_slope_sigma", "orbital_sigma"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
         if self.starts < 1 or self.iterations < 1:
             raise ValueError("starts and iterations must be at least 1")
 
@@ -238,8 +244,9 @@ class Recipe:
     """A training run. ``output`` is its folder, relative to the current one.
 
     The first of ``densities`` is computed for all systems, the others for atoms and molecules only.
-    ``orbitals`` ("HOMO", "HOMO-1", ..., "LUMO") are those of atoms and molecules, at that first
-    density, whose exchange energies are observed: derivatives by occupations, of each spin.
+    ``orbitals`` ("HOMO", "HOMO-1", ..., "LUMO") are those of the systems of ``orbital_kinds``, at
+    that first density, whose exchange energies are observed (or held: ``ModelChoice``):
+    derivatives by occupations, of each spin.
     With ``network`` the functional is an ensemble of neural networks, else a Gaussian process.
     ``origin`` is the folder that structure files are relative to; it comes from the recipe's own
     place and takes no part in the hashes.
@@ -250,6 +257,7 @@ class Recipe:
     output: str = ""
     densities: tuple[str, ...] = ("PBE",)
     orbitals: tuple[str, ...] = ()
+    orbital_kinds: tuple[str, ...] = ("atom", "molecule")
     systems: SystemChoice = SystemChoice()
     reactions: tuple[Reaction, ...] = ()
     reference: ReferenceSettings = dataclasses.field(default_factory=ReferenceSettings)
@@ -267,6 +275,13 @@ class Recipe:
             reference_key("any", density)
         for orbital in self.orbitals:
             check_orbital(orbital)
+        for kind in self.orbital_kinds:
+            if kind not in KINDS:
+                raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+        if self.model.orbital_sigma and not self.orbitals:
+            raise ValueError("orbital_sigma holds orbitals: list them, such as ['HOMO', 'LUMO']")
+        if self.model.orbital_sigma and self.network is not None:
+            raise ValueError("orbital_sigma holds Gaussian processes only: leave out [network]")
         if len(set(self.orbitals)) < len(self.orbitals):
             raise ValueError(f"orbitals {list(self.orbitals)} must be different ones")
         known = {system.name for system in self.all_systems()}
@@ -294,9 +309,9 @@ class Recipe:
         return plan_jobs(self.all_systems(), self.densities)
 
     def orbital_jobs(self) -> tuple[Job, ...]:
-        """The densities of which orbitals are observed: the first one of atoms and molecules."""
-        observed = [s for s in self.all_systems() if s.kind in ("atom", "molecule")]
-        return plan_jobs(observed, self.densities[:1]) if self.orbitals else ()
+        """The densities of whose orbitals something is asked."""
+        chosen = [s for s in self.all_systems() if s.kind in self.orbital_kinds]
+        return plan_jobs(chosen, self.densities[:1]) if self.orbitals else ()
 
     @property
     def folder(self) -> Path:

@@ -1,7 +1,8 @@
 """The systems a functional learns from: frozen records and the embedded default set.
 
-The default needs no download: atoms H-Ar, the G2/97 molecules that come with ASE, and extras made
-here (ions and excited atoms, distorted molecules, synthetic molecules with unusual bonding).
+The default needs no download: atoms H-Kr, the G2/97 molecules that come with ASE, and extras made
+here (ions and excited atoms, distorted molecules, synthetic molecules with unusual bonding, and
+molecules with elements of the fourth row).
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,13 @@ TEN_MOLECULES = ("H2", "N2", "CO", "H2O", "NH3", "CH4", "C2H4", "HF", "F2", "O2"
 TRAINING_SHARE = 0.65
 TUNING_SHARE = 0.10
 
-# 2S of the neutral ground states, H to Ar.
-_GROUND_STATE_SPINS = (1, 0, 1, 0, 1, 2, 3, 2, 1, 0, 1, 0, 1, 2, 3, 2, 1, 0)
+# 2S of the neutral ground states, by rows, H to Kr.
+_GROUND_STATE_SPINS = (
+    *(1, 0),
+    *(1, 0, 1, 2, 3, 2, 1, 0),
+    *(1, 0, 1, 2, 3, 2, 1, 0),
+    *(1, 0, 1, 2, 3, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0),
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")
 
@@ -139,7 +145,7 @@ def _rounded(xyz: Float[np.ndarray, "atom xyz"]) -> tuple[tuple[float, float, fl
 
 
 def ground_state_spin(symbol: str) -> int | None:
-    """2S of the neutral atom's ground state for H-Ar; nothing for heavier ones."""
+    """2S of the neutral atom's ground state for H-Kr; nothing for heavier ones."""
     z = atomic_numbers[symbol]
     return _GROUND_STATE_SPINS[z - 1] if z <= len(_GROUND_STATE_SPINS) else None
 
@@ -160,7 +166,7 @@ def split_role(name: str) -> str:
 
 @functools.cache
 def atoms() -> tuple[System, ...]:
-    """The neutral atoms H-Ar in their ground-state spin."""
+    """The neutral atoms H-Kr in their ground-state spin."""
     return tuple(
         System(chemical_symbols[z], "atom", (chemical_symbols[z],), ((0.0, 0.0, 0.0),), spin=spin)
         for z, spin in enumerate(_GROUND_STATE_SPINS, start=1)
@@ -232,14 +238,29 @@ def homologues(count: int = 100, seed: int = 0) -> tuple[System, ...]:
 
     All sum formulas differ, and none is that of a held-out molecule.
     """
+    return _replaced(extras.homologue, {s.formula for s in molecules()}, count, seed)
+
+
+@functools.cache
+def heavier(count: int = 40, seed: int = 0) -> tuple[System, ...]:
+    """Training molecules with an element replaced by that of the fourth row of its group.
+
+    All sum formulas differ, also from those of the synthetic molecules.
+    """
+    return _replaced(extras.heavier, {s.formula for s in synthetic()}, count, seed)
+
+
+def _replaced(
+    replace: Callable[[Atoms, int, int], Atoms | None], taken: set[str], count: int, seed: int
+) -> tuple[System, ...]:
     parents = [s for s in molecules() if s.role == "training" and len(s.symbols) <= 8]
     order = np.random.default_rng(seed).permutation(len(parents))
-    taken, found = {s.formula for s in molecules()}, list[System]()
+    found = list[System]()
     indices = itertools.count()
     while len(found) < count:
         index = next(indices)
         parent = parents[order[index % len(parents)]]
-        geometry = extras.homologue(Atoms(parent.symbols, parent.positions), index, seed)
+        geometry = replace(Atoms(parent.symbols, parent.positions), index, seed)
         if geometry is not None and (formula := geometry.get_chemical_formula()) not in taken:
             taken.add(formula)
             found.append(from_atoms(geometry, f"{formula}_h", "synthetic", parent.spin))
@@ -248,7 +269,8 @@ def homologues(count: int = 100, seed: int = 0) -> tuple[System, ...]:
 
 def default_systems() -> tuple[System, ...]:
     """The embedded default: atoms, G2/97 molecules, then the extras."""
-    return unique(atoms() + molecules() + ions() + synthetic() + distorted() + homologues())
+    extra = ions() + synthetic() + distorted() + homologues() + heavier()
+    return unique(atoms() + molecules() + extra)
 
 
 def small_systems() -> tuple[System, ...]:

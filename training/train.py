@@ -33,7 +33,15 @@ from cider.training.evaluation import (
     evaluate,
     summarize,
 )
-from cider.training.fit import Fit, build_problem, fit, parameter_features, posterior
+from cider.training.fit import (
+    Fit,
+    build_problem,
+    fit,
+    held_energies,
+    num_parameters,
+    parameter_features,
+    posterior,
+)
 from cider.training.integrals import (
     enhancement_range,
     integrate_all,
@@ -164,7 +172,9 @@ def _train_on(
     failures = {**{s.name: s.reason for s in skipped if s.name not in unplanned}, **failures}
     of_orbitals = orbital_observations(derivatives, systems, recipe.densities[0])
     training = [o for o in observations if o.role == "training"]
-    training += [o for o in of_orbitals if (o.role, o.kind) == ("training", "orbital")]
+    orbitals = [o for o in of_orbitals if (o.role, o.kind) == ("training", "orbital")]
+    if not choice.orbital_sigma:
+        training += orbitals
     if choice.total_energies:
         training += _total_energies(energies, systems, recipe.densities)
     if not training:
@@ -195,8 +205,10 @@ def _train_on(
         choice.chebyshev_degree,
         list(derivatives),
     )
-    held = _held(recipe, store, sample, transform, anchor)
     degree = choice.chebyshev_degree
+    held = _held(recipe, store, sample, transform, anchor)
+    if choice.orbital_sigma:
+        held = held + held_energies(orbitals, integrals, degree, choice.orbital_sigma)
     totals = [o for d in recipe.densities for o in total_observations(energies, systems, d)]
     tuning = [o for o in (*observations, *totals, *of_orbitals) if o.role == "tuning"]
     fitted_to = TrainingData(
@@ -287,9 +299,10 @@ def _held(
     sample: Sequence[str],
     transform: InputTransform,
     anchor: Float[np.ndarray, " input"],
-) -> Float[np.ndarray, "parameter parameter"] | None:
+) -> Float[np.ndarray, "parameter parameter"]:
     """The quadratic form of the parameters by which the recipe holds the learned factor."""
-    choice, degree, held = recipe.model, recipe.model.chebyshev_degree, []
+    choice, degree = recipe.model, recipe.model.chebyshev_degree
+    held = [np.zeros((num_parameters(anchor.size, degree),) * 2)]
     if choice.enhancement_points:
         inputs = spread_points(store, sample, transform, recipe.seed, choice.enhancement_points)
         values = parameter_features(values_at_points(inputs, anchor, degree), anchor.size, degree)
@@ -298,7 +311,7 @@ def _held(
     if any(sigmas):
         semilocal, nonlocal_ = slope_points(store, sample, recipe.seed)
         held.append(slope_form(semilocal, nonlocal_, transform, degree, *sigmas))
-    return sum(held[1:], held[0]) if held else None
+    return sum(held[1:], held[0])
 
 
 def _total_energies(
@@ -318,7 +331,7 @@ def _learning_curve(
     fitted: Fit,
     data: TrainingData,
     observations: Sequence[Observation],
-    held: Float[np.ndarray, "parameter parameter"] | None,
+    held: Float[np.ndarray, "parameter parameter"],
 ) -> tuple[LearningPoint, ...]:
     """Errors of fits to nested shares of the training systems, with all the atoms.
 
@@ -330,7 +343,7 @@ def _learning_curve(
         for o in observations
         if (o.role, o.kind, o.density) == ("test", "aex", recipe.densities[0])
     ]
-    atoms = {o.name for o in training if o.noise == "atom"}
+    atoms = {o.name for o in training if o.noise.startswith("atom")}
     names = sorted({o.name for o in training} - atoms)
     if recipe.network is not None or not test or len(names) < 8:
         return ()
