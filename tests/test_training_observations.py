@@ -10,6 +10,7 @@ from cider.training.observations import (
     build_observations,
     coefficient_matrix,
     exchange_energies,
+    noise_group,
     total_observations,
 )
 from cider.training.systems import System
@@ -36,6 +37,13 @@ def test_each_kind_of_system_gives_its_observation():
     assert values["O+_4"] == ("difference", "ion", "training", pytest.approx(0.6))
     for observation in found:
         assert observation.of(ENERGIES) == pytest.approx(observation.value)
+
+
+def test_beyond_argon_noise_is_its_own():
+    bromine = System("Br", "atom", ("Br",), ORIGIN, spin=1)
+    bromide = System("HBr", "molecule", ("H", "Br"), ((0.0, 0.0, 0.0), (0.0, 0.0, 1.4)))
+    groups = [noise_group(s) for s in (H, WATER, bromine, bromide)]
+    assert groups == ["atom", "molecule", "atom beyond argon", "molecule beyond argon"]
 
 
 def test_reactions_are_the_users():

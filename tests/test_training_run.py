@@ -130,6 +130,33 @@ def test_descriptors_of_another_recipe_serve_a_smaller_one(recipe, output, tmp_p
     assert "nldf" in capsys.readouterr().err
 
 
+def test_held_orbitals_keep_the_potential_of_the_baseline(recipe, output, tmp_path):
+    """What the learned part adds to orbital energies falls with the sigma that holds it."""
+    held = recipe.with_name("held.toml")
+    stores = ["--references", output / "references", "--descriptors", output / "descriptors"]
+    learned = []
+    for sigma in (1e6, 1.0, 1e-3):
+        held.write_text(RECIPE + f"orbital_sigma = {sigma}\n")
+        folder = tmp_path / str(sigma)
+        assert main([str(held), *map(str, stores), "--output", str(folder)]) == 0
+        provenance = read_header(folder / "x-tiny.h5")["provenance"]
+        assert "orbital" not in provenance["hyperparameters"]["noise_mHa"]
+        functional = CiderFunctional(folder / "x-tiny.h5")
+        mol = gto.M(atom="He 0 0 0", basis="def2-svp", verbose=0)
+        mf = dft.RKS(mol, xc="PBE,")
+        mf.grids.level = 0
+        mf.kernel()
+        potentials = [
+            mf._numint.nr_rks(mol, mf.grids, "PBE,", mf.make_rdm1())[2],
+            dft.RKS(mol, xc=functional)._numint.nr_rks(mol, mf.grids, functional, mf.make_rdm1())[
+                2
+            ],
+        ]
+        c = mf.mo_coeff[:, 0]
+        learned.append(abs(c @ (potentials[1] - potentials[0]) @ c))
+    assert learned[0] > 2e-3 and learned[1] < 2e-3 and learned[2] < 1e-4
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
