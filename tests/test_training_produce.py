@@ -41,8 +41,8 @@ def store(tmp_path):
 def test_order_of_the_work():
     jobs = plan_jobs(systems.default_systems(), ("PBE", "HF"))
     first = [job.system.kind for job in jobs if job.density == "PBE"]
-    assert [job.density for job in jobs] == ["PBE"] * len(first) + ["HF"] * (18 + 148)
-    assert first[:18] == ["atom"] * 18 and first[18:166] == ["molecule"] * 148
+    assert [job.density for job in jobs] == ["PBE"] * len(first) + ["HF"] * (36 + 148)
+    assert first[:36] == ["atom"] * 36 and first[36:184] == ["molecule"] * 148
 
 
 def test_two_workers_make_everything_once(store, console):
