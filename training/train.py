@@ -208,7 +208,7 @@ def _train_on(
     degree = choice.chebyshev_degree
     held = _held(recipe, store, sample, transform, anchor)
     if choice.orbital_sigma:
-        held = held + held_energies(orbitals, integrals, degree, choice.orbital_sigma)
+        held += held_energies(orbitals, integrals, degree, choice.orbital_sigma)
     totals = [o for d in recipe.densities for o in total_observations(energies, systems, d)]
     tuning = [o for o in (*observations, *totals, *of_orbitals) if o.role == "tuning"]
     fitted_to = TrainingData(
@@ -302,16 +302,16 @@ def _held(
 ) -> Float[np.ndarray, "parameter parameter"]:
     """The quadratic form of the parameters by which the recipe holds the learned factor."""
     choice, degree = recipe.model, recipe.model.chebyshev_degree
-    held = [np.zeros((num_parameters(anchor.size, degree),) * 2)]
+    held = np.zeros((num_parameters(anchor.size, degree),) * 2)
     if choice.enhancement_points:
         inputs = spread_points(store, sample, transform, recipe.seed, choice.enhancement_points)
         values = parameter_features(values_at_points(inputs, anchor, degree), anchor.size, degree)
-        held.append(values.T @ values / choice.enhancement_sigma**2)
+        held += values.T @ values / choice.enhancement_sigma**2
     sigmas = choice.semilocal_slope_sigma, choice.nldf_slope_sigma
     if any(sigmas):
         semilocal, nonlocal_ = slope_points(store, sample, recipe.seed)
-        held.append(slope_form(semilocal, nonlocal_, transform, degree, *sigmas))
-    return sum(held[1:], held[0])
+        held += slope_form(semilocal, nonlocal_, transform, degree, *sigmas)
+    return held
 
 
 def _total_energies(
@@ -343,7 +343,7 @@ def _learning_curve(
         for o in observations
         if (o.role, o.kind, o.density) == ("test", "aex", recipe.densities[0])
     ]
-    atoms = {o.name for o in training if o.noise.startswith("atom")}
+    atoms = {s.name for s in recipe.all_systems() if s.kind == "atom"}
     names = sorted({o.name for o in training} - atoms)
     if recipe.network is not None or not test or len(names) < 8:
         return ()
