@@ -24,11 +24,11 @@ def squash(x: Float[Array, "*shape"], radius: float) -> Float[Array, "*shape"]:
 
 
 class InputTransform(eqx.Module):
-    r"""Semilocal inputs, then what nonlocal features know beyond them.
+    r"""Semilocal inputs of like scale, then decorrelated nonlocal ones, all squashed to (-1, 1).
 
-    Nonlocal features of molecules vary little beyond what the semilocal ones already tell. The
-    transform takes out of them their regression on :math:`(1, u_i, u_i u_j)` of the semilocal
-    descriptors :math:`u`, and whitens the rest; all are squashed to (-1, 1).
+    The transform takes out of the nonlocal descriptors a polynomial in :math:`(1, u_i, u_i u_j)` of
+    the semilocal ones :math:`u`, and whitens the rest. :func:`fit_input_transform` takes out their
+    mean alone.
     """
 
     SQUASH_RADIUS = 2.5
@@ -110,16 +110,21 @@ def fit_input_transform(
     nonlocal_: Float[np.ndarray, "nonlocal grid"],
     importance: Float[np.ndarray, " grid"],
 ) -> InputTransform:
-    """The transform of a sample of points, each with its importance (such as its energy)."""
+    """The transform of a sample of points, each with its importance (such as its energy).
+
+    Between a core and its valence shell p and alpha change much faster than nonlocal descriptors.
+    Had these lost their regression on p and alpha, they would change as fast, and what is learned
+    of them would turn open shells against the grid.
+    """
     importance = importance / importance.sum()
     mean = semilocal @ importance
     scale = np.sqrt(((semilocal - mean[:, None]) ** 2) @ importance)
     # Of one orbital alone the iso-orbital indicator is constant.
     scale = np.maximum(scale, InputTransform.LEAST_DEVIATION)
-    monomials = np.asarray(quadratic_monomials(jnp.asarray(semilocal)))
-    root = np.sqrt(importance)
-    regression = np.linalg.lstsq((monomials * root).T, (nonlocal_ * root).T, rcond=None)[0]
-    residual = nonlocal_ - regression.T @ monomials
+    num_monomials = len(quadratic_monomials(jnp.asarray(semilocal)))
+    polynomial = np.zeros((num_monomials, len(nonlocal_)))
+    polynomial[0] = nonlocal_ @ importance
+    residual = nonlocal_ - polynomial[0][:, None]
     variances, directions = np.linalg.eigh((residual * importance) @ residual.T)
     deviations = np.sqrt(variances + InputTransform.LEAST_DEVIATION**2)
-    return InputTransform(mean, scale, regression, directions / deviations)
+    return InputTransform(mean, scale, polynomial, directions / deviations)

@@ -11,6 +11,9 @@ from cider.files import load_functional, load_posterior, read_header
 from cider.learned_functional import LearnedFunctional
 from cider.neural_network import NeuralNetworkEnsemble
 from cider.training.command_line import main
+from cider.training.reference import read_density, turned
+from cider.training.store import Store
+from cider.training.train import ORIENTATIONS
 
 RECIPE = """
 name = "x-tiny"
@@ -152,6 +155,41 @@ def test_held_orbitals_keep_the_potential_of_the_baseline(recipe, output, tmp_pa
         potential = integrator.nr_rks(mol, mf.grids, functional, dm)[2]
         learned.append(abs(orbital @ (potential - pbe) @ orbital))
     assert learned[0] > 2e-3 and learned[1] < 2e-3 and learned[2] < 1e-4
+
+
+def test_held_orientations_leave_atoms_where_they_are(tmp_path):
+    """What the learned part adds to the energy of boron as it turns falls with its sigma."""
+    for symbol in ("H", "He", "B"):
+        (tmp_path / f"{symbol}.xyz").write_text(f"1\n\n{symbol} 0 0 0\n")
+    (tmp_path / "H2.xyz").write_text("2\n\nH 0 0 0\nH 0 0 0.74\n")
+    (tmp_path / "BH.xyz").write_text("2\n\nB 0 0 0\nH 0 0 1.23\n")
+    start, files = RECIPE.index("files = ["), RECIPE.index("]\n\n[reference]")
+    names = ("H", "He", "B", "H2", "BH")
+    systems = "".join(f'  {{ path = "{n}.xyz", spin = {int(n in ("H", "B"))} }},\n' for n in names)
+    text = RECIPE[:start] + "files = [\n" + systems + RECIPE[files:]
+    text = text.replace('orbitals = ["HOMO", "LUMO"]\n', "").replace("sdmx = ", "# sdmx = ")
+    path = tmp_path / "recipe.toml"
+    spreads = []
+    for sigma in (1e6, 1e-3):
+        path.write_text(text + f"orientation_sigma = {sigma}\n")
+        folder = tmp_path / str(sigma)
+        stores = [] if not spreads else ["--references", tmp_path / "1000000.0" / "references"]
+        stores += [] if not spreads else ["--descriptors", tmp_path / "1000000.0" / "descriptors"]
+        assert main([str(path), *map(str, stores), "--output", str(folder)]) == 0
+        functional = CiderFunctional(folder / "x-tiny.h5")
+        store = Store(tmp_path / "1000000.0" / "references")
+        mol, dm = read_density(store.read("reference/PBE/B"))
+        grids = dft.UKS(mol).grids
+        grids.level = 0
+        grids.build()
+        integrator = dft.UKS(mol, xc=functional)._numint
+        energies = [
+            integrator.nr_uks(mol, grids, functional, turned(mol, dm, n))[1]
+            - dft.numint.NumInt().nr_uks(mol, grids, "PBE,", turned(mol, dm, n))[1]
+            for n in range(1, ORIENTATIONS + 1)
+        ]
+        spreads.append(np.ptp(energies))
+    assert spreads[0] > 5e-7 and spreads[1] < 0.1 * spreads[0]
 
 
 @pytest.mark.parametrize(

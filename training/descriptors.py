@@ -29,7 +29,7 @@ from cider.features.nldf import Nldf, NldfExponent
 from cider.features.sdmx import LARGEST_RADIUS, Sdmx, SdmxRadii
 from cider.training.produce import Job, ProductionSummary, with_progress
 from cider.training.recipe import FeatureChoice
-from cider.training.reference import limit_threads, read_density, reference_key
+from cider.training.reference import limit_threads, read_density, reference_key, turned
 from cider.training.store import Record, Store, content_hash
 from cider.training.systems import System
 
@@ -171,21 +171,26 @@ def open_descriptors(folder: Path, choice: FeatureChoice, references: Store) -> 
     )
 
 
-def descriptor_key(system: System | str, density: str) -> str:
-    """The record's key in a store: ``descriptors/<density>/<system>``."""
-    return reference_key(system, density).replace("reference/", "descriptors/", 1)
+def descriptor_key(label: str) -> str:
+    """The key in a store of the record of a job: ``descriptors/<density>/<system>``."""
+    return f"descriptors/{label}"
 
 
 @float64
 def compute_descriptors(
-    reference: Record, choice: FeatureChoice, maps: NonlocalMaps | None = None
+    reference: Record,
+    choice: FeatureChoice,
+    maps: NonlocalMaps | None = None,
+    orientation: int = 0,
 ) -> Record:
-    """Descriptors of a converged reference density.
+    """Descriptors of a converged reference density, or of an atom's in another orientation.
 
     Raises:
         ValueError: The reference has no density, or nonlocal features lack their ``maps``.
     """
     mol, dm = read_density(reference)
+    if orientation:
+        dm = turned(mol, dm, orientation)
     grids, descriptors, density, convolution = prepare(mol, dm, choice, maps)
     scaled = density.spin_scaled()
     parts = [
@@ -207,8 +212,8 @@ def compute_descriptors(
         "system": reference.facts["system"],
         "density": reference.facts["density"],
     }
-    name = reference.facts["system"]["name"]
-    return Record(descriptor_key(name, reference.facts["density"]), arrays, facts)
+    job = Job(System.from_dict(facts["system"]), facts["density"], orientation)
+    return Record(descriptor_key(job.label), arrays, facts)
 
 
 def read_points(record: Record) -> PointSet:
@@ -284,7 +289,7 @@ def produce_descriptors(
     Raises:
         DiskFullError: There is no space left; finished records are intact.
     """
-    keys = {job.label: descriptor_key(job.system, job.density) for job in jobs}
+    keys = {job.label: descriptor_key(job.label) for job in jobs}
     present = tuple(label for label, key in keys.items() if key in store)
     missing = [job for job in jobs if keys[job.label] not in store]
     function = functools.partial(_make, str(store.folder), str(references.folder), choice, maps)
@@ -305,7 +310,7 @@ def _make(
 ) -> dict[str, Any]:
     limit_threads(1)
     reference = Store(reference_folder).read(reference_key(job.system, job.density))
-    record = compute_descriptors(reference, choice, maps)
+    record = compute_descriptors(reference, choice, maps, job.orientation)
     Store(folder).write(record)
     return dict(record.facts)
 

@@ -106,18 +106,17 @@ def integrate_change(
 @float64
 def baseline_change(orbital: OrbitalPoints, baseline: str) -> float:
     """Derivative of the energy (Ha) of the baseline by the occupation of an orbital."""
-    points, change = (
-        (jnp.asarray(p.lda_energy), jnp.asarray(p.semilocal[0]))
-        for p in (orbital.points, orbital.change)
-    )
-    return float(jax.jvp(lambda e, u: e @ _baseline(baseline, u), points, change)[1])
+    blocks = zip(_blocks(orbital.points), _blocks(orbital.change), strict=True)
+    return float(sum(_block_baseline_change(baseline, *block) for block in blocks))
 
 
 @float64
 def baseline_energy(points: PointSet, baseline: str) -> float:
     """Energy (Ha) of the baseline that the learned part corrects."""
-    factors = _baseline(baseline, jnp.asarray(points.semilocal[0]))
-    return float(points.lda_energy @ np.asarray(factors))
+    blocks = (
+        _block_baseline(baseline, semilocal, energy) for semilocal, _, energy in _blocks(points)
+    )
+    return float(sum(blocks))
 
 
 @float64
@@ -250,6 +249,21 @@ def _block_enhancement(
 ) -> Array:
     share = share_of_correction(semilocal[0], GRADIENT_CUTOFF)
     return _baseline(baseline, semilocal[0]) + share * model(transform(semilocal, nonlocal_))
+
+
+@eqx.filter_jit
+def _block_baseline(baseline: str, semilocal: Array, energy: Array) -> Array:
+    return energy @ _baseline(baseline, semilocal[0])
+
+
+@eqx.filter_jit
+def _block_baseline_change(
+    baseline: str, points: tuple[Array, Array, Array], change: tuple[Array, Array, Array]
+) -> Array:
+    def total(semilocal: Array, nonlocal_: Array, energy: Array) -> Array:
+        return _block_baseline(baseline, semilocal, energy)
+
+    return jax.jvp(total, points, change)[1]
 
 
 def _baseline(name: str, bounded_gradient: Float[Array, " point"]) -> Float[Array, " point"]:

@@ -6,6 +6,7 @@ a noise whose size is fitted for each kind of observation. ``s`` runs over densi
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from ase.data import atomic_numbers
 from jaxtyping import Float
 
+from cider.training.produce import Job
 from cider.training.store import Store
 from cider.training.systems import ROLES, System
 
@@ -188,6 +190,17 @@ def orbital_observations(
                 )
             )
     return tuple(found)
+
+
+def orientation_differences(jobs: Sequence[Job]) -> list[Observation]:
+    """What the energies of each density in several orientations differ by from their mean: zero."""
+    found = []
+    for (density, name), group in itertools.groupby(jobs, lambda j: (j.density, j.system.name)):
+        labels = [job.label for job in group]
+        for own in labels:
+            combination = {label: (label == own) - 1 / len(labels) for label in labels}
+            found.append(Observation(name, "difference", density, "training", "", combination, 0.0))
+    return found
 
 
 def noise_group(system: System) -> str:

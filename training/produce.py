@@ -24,15 +24,21 @@ from cider.training.workers import Outcome, run_tasks
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One record to make: a system and the method of its density."""
+    """One record to make: a system and the method of its density.
+
+    With an ``orientation`` from 1 on the density is turned against the grid by a rotation that is
+    the same for all systems.
+    """
 
     system: System
     density: str
+    orientation: int = 0
 
     @property
     def label(self) -> str:
-        """The job's name for people, e.g. ``PBE/H2O``."""
-        return f"{self.density}/{self.system.name}"
+        """The job's name for people, e.g. ``PBE/H2O``, or turned ``PBE/O/turned-1``."""
+        turned = f"/turned-{self.orientation}" if self.orientation else ""
+        return f"{self.density}/{self.system.name}{turned}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,6 +163,10 @@ class ModelChoice:
     ``orbital_sigma`` (mHa) holds what the learned part adds to the energies of the recipe's
     orbitals to zero within it, in place of observing them: total energies alone leave the potential
     free where there is little density. With 0 orbitals are observed.
+
+    ``orientation_sigma`` (microhartree) does so for what the energies of atoms and ions change by
+    as their densities turn against the grid. A factor that is rough in the angles turns them in the
+    self-consistent field, which then takes many cycles. With 0 they turn as they like.
     """
 
     chebyshev_degree: int = 8
@@ -180,6 +184,7 @@ class ModelChoice:
     semilocal_slope_sigma: float = 0.0
     nldf_slope_sigma: float = 0.0
     orbital_sigma: float = 0.0
+    orientation_sigma: float = 0.0
     baseline: str = "GGA_X_PBE"
     starts: int = 3
     iterations: int = 200
@@ -198,7 +203,12 @@ class ModelChoice:
             raise ValueError(f"baseline {self.baseline!r} is none of {', '.join(BASELINES)}")
         if self.enhancement_points < 0 or self.enhancement_sigma <= 0:
             raise ValueError("enhancement_points must not be negative, enhancement_sigma positive")
-        for name in ("semilocal_slope_sigma", "nldf_slope_sigma", "orbital_sigma"):
+        for name in (
+            "semilocal_slope_sigma",
+            "nldf_slope_sigma",
+            "orbital_sigma",
+            "orientation_sigma",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
         if self.starts < 1 or self.iterations < 1:
@@ -280,8 +290,9 @@ class Recipe:
                 raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
         if self.model.orbital_sigma and not self.orbitals:
             raise ValueError("orbital_sigma holds orbitals: list them, such as ['HOMO', 'LUMO']")
-        if self.model.orbital_sigma and self.network is not None:
-            raise ValueError("orbital_sigma holds Gaussian processes only: leave out [network]")
+        for name in ("orbital_sigma", "orientation_sigma"):
+            if getattr(self.model, name) and self.network is not None:
+                raise ValueError(f"{name} holds Gaussian processes only: leave out [network]")
         if len(set(self.orbitals)) < len(self.orbitals):
             raise ValueError(f"orbitals {list(self.orbitals)} must be different ones")
         known = {system.name for system in self.all_systems()}

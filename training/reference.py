@@ -23,6 +23,7 @@ import numpy as np
 import pyscf
 from jaxtyping import Float
 from pyscf import dft, gto, lib, scf
+from scipy.spatial.transform import Rotation
 
 from cider.training.store import Record
 from cider.training.systems import System
@@ -31,6 +32,7 @@ SEMILOCAL_EXCHANGE = {"PBE_X": "GGA_X_PBE", "R2SCAN_X": "MGGA_X_R2SCAN"}
 """Exchange functionals whose energies are kept beside the exact one, for the reports."""
 
 _DENSITY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_ROUND = 1e-3  # change of density matrices
 _ORBITAL_NAME = re.compile(r"HOMO(-[1-9][0-9]*)?|LUMO")
 
 
@@ -225,6 +227,21 @@ def read_density(record: Record) -> tuple[gto.Mole, Float[np.ndarray, "spin ao a
         c = record.arrays[f"occupied_orbitals_{spin}"]
         matrices.append((c * n[n > 0]) @ c.T)
     return mol, np.stack(matrices)
+
+
+def turned(
+    mol: gto.Mole, dm: Float[np.ndarray, "spin ao ao"], orientation: int
+) -> Float[np.ndarray, "spin ao ao"]:
+    """The density matrix of an atom, turned by the random rotation of that number."""
+    rotation = Rotation.random(random_state=orientation).as_matrix()
+    turn = gto.mole.ao_rotation_matrix(mol, rotation)
+    return turn @ dm @ turn.T
+
+
+def is_round(record: Record) -> bool:
+    """Whether the density of an atom is the same in all orientations."""
+    mol, dm = read_density(record)
+    return bool(np.abs(turned(mol, dm, 1) - dm).max() < _ROUND)
 
 
 def check_orbital(name: str) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,22 @@ from cider.training.observations import (
     build_observations,
     exchange_energies,
     orbital_observations,
+    orientation_differences,
     spin_orbital_key,
     system_key,
     total_observations,
 )
 from cider.training.orbitals import orbital_key, produce_orbitals
-from cider.training.produce import produce_references
+from cider.training.produce import Job, plan_jobs, produce_references
 from cider.training.recipe import Recipe
-from cider.training.reference import SEMILOCAL_EXCHANGE, reference_key
+from cider.training.reference import SEMILOCAL_EXCHANGE, is_round, reference_key
 from cider.training.report import LearningPoint, Report, write_report
 from cider.training.smoothness import slope_form, slope_points, spread_points, values_at_points
 from cider.training.store import Store, content_hash
 from cider.training.systems import System
+
+ORIENTATIONS = 8
+"""Orientations in which a density meets the grid, where a recipe holds what they change."""
 
 _PACKAGES = ("cider-xc", "jax", "numpy", "pyscf", "scipy")
 _SEMILOCAL = {"PBE": "PBE_X", "r2SCAN": "R2SCAN_X"}
@@ -121,11 +125,19 @@ def train(
     facts = _facts(reference_store, [system_key(j.density, j.system.name) for j in jobs])
     energies = exchange_energies(facts)
     ready = [job for job in jobs if job.label in energies]
+    turned = _turned_jobs(recipe, reference_store, energies)
     done = produce_descriptors(
-        described.store, reference_store, ready, described.held, maps, workers, console
+        described.store,
+        reference_store,
+        [*ready, *turned],
+        described.held,
+        maps,
+        workers,
+        console,
     )
     failures |= done.failed
     keys = [job.label for job in ready if job.label not in done.failed]
+    turned = [job for job in turned if job.label not in done.failed]
     observed = [job for job in recipe.orbital_jobs() if job.label in keys]
     made_orbitals = produce_orbitals(
         described.store,
@@ -141,17 +153,34 @@ def train(
     orbitals = _orbital_facts(
         described.store, [j.label for j in observed if j.label not in made_orbitals.failed], recipe
     )
-    data = _Data(described, {k: facts[k] for k in keys}, orbitals)
+    data = _Data(described, {k: facts[k] for k in keys}, orbitals, turned)
     return _train_on(recipe, folder, data, failures, console)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """Descriptors, and the facts of densities and of spin orbitals that are among them, by key."""
+    """Descriptors, and the facts of densities and of spin orbitals that are among them, by key.
+
+    ``turned`` are the densities in other orientations.
+    """
 
     store: DescriptorReader
     facts: Mapping[str, Mapping[str, Any]]
     orbitals: Mapping[str, Mapping[str, Any]]
+    turned: Sequence[Job]
+
+
+def _turned_jobs(recipe: Recipe, references: Store, labels: Collection[str]) -> list[Job]:
+    """Other orientations of the atoms and ions among ``labels`` whose densities are not round."""
+    if not recipe.model.orientation_sigma:
+        return []
+    return [
+        dataclasses.replace(job, orientation=number)
+        for job in plan_jobs(recipe.all_systems(), recipe.densities[:1])
+        if job.system.kind in ("atom", "ion") and job.label in labels
+        if not is_round(references.read(reference_key(job.system, job.density)))
+        for number in range(1, ORIENTATIONS + 1)
+    ]
 
 
 def _train_on(
@@ -198,7 +227,7 @@ def _train_on(
     integrals = integrate_all(
         folder / "integrals",
         store,
-        list(energies),
+        [*energies, *(job.label for job in data.turned)],
         transform,
         anchor,
         choice.baseline,
@@ -209,6 +238,9 @@ def _train_on(
     held = _held(recipe, store, sample, transform, anchor)
     if choice.orbital_sigma:
         held += held_energies(orbitals, integrals, degree, choice.orbital_sigma)
+    if choice.orientation_sigma:
+        differences = orientation_differences(data.turned)
+        held += held_energies(differences, integrals, degree, 1e-3 * choice.orientation_sigma)
     totals = [o for d in recipe.densities for o in total_observations(energies, systems, d)]
     tuning = [o for o in (*observations, *totals, *of_orbitals) if o.role == "tuning"]
     fitted_to = TrainingData(
