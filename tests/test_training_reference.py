@@ -8,7 +8,13 @@ import pytest
 from pyscf import dft, scf
 
 from cider.training import reference
-from cider.training.reference import ReferenceSettings, compute_reference, read_density
+from cider.training.reference import (
+    ReferenceSettings,
+    compute_reference,
+    is_round,
+    read_density,
+    turned,
+)
 from cider.training.systems import System
 
 SETTINGS = ReferenceSettings(basis="6-31g", molecule_grid_level=0, atom_grid_level=1)
@@ -119,3 +125,18 @@ def test_an_unknown_basis_names_the_system():
 def test_settings_are_validated(changes):
     with pytest.raises(ValueError, match=r"grid level|energy_tolerance"):
         dataclasses.replace(SETTINGS, **changes)
+
+
+def test_turned_atoms_keep_their_energies():
+    """The exchange of a turned density is the same; that of a round one does not change at all."""
+    boron = compute_reference(
+        System("B", "atom", ("B",), ((0.0, 0.0, 0.0),), spin=1), "HF", SETTINGS
+    )
+    mol, dm = read_density(boron)
+    other = turned(mol, dm, 1)
+    assert np.abs(other - dm).max() > 0.1 and not is_round(boron)
+    energies = [np.einsum("spq,sqp->", scf.UHF(mol).get_k(mol, d), d) for d in (dm, other)]
+    assert energies[1] == pytest.approx(energies[0], rel=1e-12)
+    assert is_round(compute_reference(LI, "HF", SETTINGS))
+    with pytest.raises(ValueError, match="has 2 atoms"):
+        turned(*read_density(compute_reference(H2, "HF", SETTINGS)), 1)

@@ -232,7 +232,13 @@ def read_density(record: Record) -> tuple[gto.Mole, Float[np.ndarray, "spin ao a
 def turned(
     mol: gto.Mole, dm: Float[np.ndarray, "spin ao ao"], orientation: int
 ) -> Float[np.ndarray, "spin ao ao"]:
-    """The density matrix of an atom, turned by the random rotation of that number."""
+    """The density matrix of an atom, turned by the random rotation of that number.
+
+    Raises:
+        ValueError: ``mol`` is no atom: a molecule's atoms would have to turn with it.
+    """
+    if mol.natm != 1:
+        raise ValueError(f"only an atom's density can be turned: this one has {mol.natm} atoms")
     rotation = Rotation.random(random_state=orientation).as_matrix()
     turn = gto.mole.ao_rotation_matrix(mol, rotation)
     return turn @ dm @ turn.T
