@@ -169,16 +169,14 @@ def test_held_orientations_leave_atoms_where_they_are(tmp_path):
     text = RECIPE[:start] + "files = [\n" + systems + RECIPE[files:]
     text = text.replace('orbitals = ["HOMO", "LUMO"]\n', "").replace("sdmx = ", "# sdmx = ")
     path = tmp_path / "recipe.toml"
+    stores = [f"--{name}={tmp_path / name}" for name in ("references", "descriptors")]
     spreads = []
     for sigma in (1e6, 1e-3):
         path.write_text(text + f"orientation_sigma = {sigma}\n")
         folder = tmp_path / str(sigma)
-        stores = [] if not spreads else ["--references", tmp_path / "1000000.0" / "references"]
-        stores += [] if not spreads else ["--descriptors", tmp_path / "1000000.0" / "descriptors"]
-        assert main([str(path), *map(str, stores), "--output", str(folder)]) == 0
+        assert main([str(path), *stores, "--output", str(folder)]) == 0
         functional = CiderFunctional(folder / "x-tiny.h5")
-        store = Store(tmp_path / "1000000.0" / "references")
-        mol, dm = read_density(store.read("reference/PBE/B"))
+        mol, dm = read_density(Store(tmp_path / "references").read("reference/PBE/B"))
         grids = dft.UKS(mol).grids
         grids.level = 0
         grids.build()

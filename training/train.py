@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ from cider.training.observations import (
     total_observations,
 )
 from cider.training.orbitals import orbital_key, produce_orbitals
-from cider.training.produce import Job, plan_jobs, produce_references
+from cider.training.produce import Job, produce_references
 from cider.training.recipe import Recipe
 from cider.training.reference import SEMILOCAL_EXCHANGE, is_round, reference_key
 from cider.training.report import LearningPoint, Report, write_report
@@ -125,7 +125,7 @@ def train(
     facts = _facts(reference_store, [system_key(j.density, j.system.name) for j in jobs])
     energies = exchange_energies(facts)
     ready = [job for job in jobs if job.label in energies]
-    turned = _turned_jobs(recipe, reference_store, energies)
+    turned = _turned_jobs(recipe, reference_store, ready)
     done = produce_descriptors(
         described.store,
         reference_store,
@@ -170,14 +170,14 @@ class _Data:
     turned: Sequence[Job]
 
 
-def _turned_jobs(recipe: Recipe, references: Store, labels: Collection[str]) -> list[Job]:
-    """Other orientations of the atoms and ions among ``labels`` whose densities are not round."""
+def _turned_jobs(recipe: Recipe, references: Store, jobs: Sequence[Job]) -> list[Job]:
+    """Other orientations of the atoms and ions among ``jobs`` whose densities are not round."""
     if not recipe.model.orientation_sigma:
         return []
     return [
         dataclasses.replace(job, orientation=number)
-        for job in plan_jobs(recipe.all_systems(), recipe.densities[:1])
-        if job.system.kind in ("atom", "ion") and job.label in labels
+        for job in jobs
+        if job.system.kind in ("atom", "ion") and job.density == recipe.densities[0]
         if not is_round(references.read(reference_key(job.system, job.density)))
         for number in range(1, ORIENTATIONS + 1)
     ]
