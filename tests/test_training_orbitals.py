@@ -11,6 +11,7 @@ from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.smoothed_density_matrix import sdmx_features
 from cider.training.descriptors import (
     NonlocalMaps,
+    PointSet,
     compute_descriptors,
     descriptors_of,
     read_points,
@@ -22,7 +23,7 @@ from cider.training.integrals import (
     integrate_change,
     uniform_gas_anchor,
 )
-from cider.training.orbitals import compute_orbitals, read_orbital
+from cider.training.orbitals import OrbitalPoints, compute_orbitals, read_orbital
 from cider.training.recipe import FeatureChoice
 from cider.training.reference import ReferenceSettings, check_orbital, compute_reference
 from cider.training.systems import System
@@ -118,6 +119,15 @@ def test_a_spin_without_electrons_has_no_orbitals():
     assert [record.facts["spins"] for record in records] == [[0], [], [0]]
     # One electron: exchange undoes its own repulsion, whose derivative is twice the energy.
     assert records[0].facts["exact_exchange"][0] == pytest.approx(-5 / 8, abs=5e-3)
+
+
+def test_the_baseline_of_a_tail_of_one_orbital():
+    """Its bounded gradient rounds to one: there the enhancement factor has reached its limit."""
+    nothing = np.zeros((0, 1))
+    points = PointSet(np.full(1, 1e-9), np.full(1, -1e-12), np.ones((1, 1)), nothing)
+    change = PointSet(np.ones(1), np.full(1, -1e-5), np.full((1, 1), 1e15), nothing)
+    derivative = baseline_change(OrbitalPoints(points, change), "GGA_X_PBE")
+    assert derivative == pytest.approx(-1.804e-5, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["homo", "HOMO-0", "HOMO+1", "LUMO+1", ""])

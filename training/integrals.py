@@ -251,6 +251,10 @@ def _block_enhancement(
     return _baseline(baseline, semilocal[0]) + share * model(transform(semilocal, nonlocal_))
 
 
+_BELOW_ONE = 1 - 2.0**-25
+"""Rounded to single precision, what is more is one."""
+
+
 @eqx.filter_jit
 def _block_baseline(baseline: str, semilocal: Array, energy: Array) -> Array:
     return energy @ _baseline(baseline, semilocal[0])
@@ -267,8 +271,13 @@ def _block_baseline_change(
 
 
 def _baseline(name: str, bounded_gradient: Float[Array, " point"]) -> Float[Array, " point"]:
-    """Enhancement factor of a baseline, which depends on the density's gradient alone."""
-    p = 4 * (1 + bounded_gradient) / (1 - bounded_gradient)
+    """Enhancement factor of a baseline, which depends on the density's gradient alone.
+
+    Where one orbital is left in a tail the bounded gradient is one to single precision: nothing
+    changes there.
+    """
+    bounded = jnp.minimum(bounded_gradient, _BELOW_ONE)
+    p = 4 * (1 + bounded) / (1 - bounded)
     return BASELINES[name](jnp.ones_like(p), p / REDUCED_GRADIENT_PREFACTOR)
 
 
