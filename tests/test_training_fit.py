@@ -16,6 +16,7 @@ from cider.learned_functional import LearnedFunctional
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.smoothed_density_matrix import sdmx_features
 from cider.training import fit as fitting
+from cider.training import smoothness
 from cider.training.descriptors import (
     NonlocalMaps,
     compute_descriptors,
@@ -234,14 +235,14 @@ def test_spread_points_are_far_from_one_another(points, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("sigmas", [(0.5, 0.0), (0.0, 0.2), (0.5, 0.2)])
+@pytest.mark.parametrize("sigmas", [{0: 0.5, 1: 0.5}, {1: 0.1}, {1: 0.5, 2: 0.2, 5: 0.3}])
 def test_slope_form_is_the_mean_square_slope(points, tmp_path, sigmas):
     """Of the learned factor, against finite differences in the descriptors."""
     exchange = _functional(points).terms[0]
     store = Store(tmp_path, {"content": "descriptors"})
     store.write(Record("descriptors/PBE/OH", dataclasses.asdict(points), {}))
     u, z = slope_points(store, ["PBE/OH"], 0)
-    form_of_slopes = slope_form(u, z, exchange.transform, DEGREE, *sigmas)
+    form_of_slopes = slope_form(u, z, exchange.transform, DEGREE, sigmas)
     form = exchange.model.quadratic_form
     pairs = itertools.combinations(range(6), 2)
     blocks = form[1:, 1:].reshape(6, DEGREE, 6, DEGREE)
@@ -255,16 +256,32 @@ def test_slope_form_is_the_mean_square_slope(points, tmp_path, sigmas):
         return np.asarray(model(exchange.transform(jnp.asarray(u), jnp.asarray(z))))
 
     expected, h = 0.0, 1e-5
-    for i, sigma in enumerate([sigmas[0]] * 2 + [sigmas[1]] * 4):
+    for i, sigma in sigmas.items():
         step = np.zeros((6, 1))
         step[i] = h
         ratio = (1 + z) / (1 - z)  # G/G_0
         changed = [
             learned(u + s * step[:2], 1 - 2 / (1 + ratio * np.exp(s * step[2:]))) for s in (1, -1)
         ]
-        if sigma:
-            expected += np.mean(((changed[0] - changed[1]) / (2 * h * sigma)) ** 2)
+        expected += np.mean(((changed[0] - changed[1]) / (2 * h * sigma)) ** 2)
     assert weights @ form_of_slopes @ weights == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_orbital_is_alone_where_the_indicator_vanishes(points, tmp_path):
+    """Points are drawn from such ones only, and none where there are none."""
+    store = Store(tmp_path, {"content": "descriptors"})
+    alone = points.semilocal[1] < smoothness.ONE_ORBITAL
+    dense = points.rho > smoothness.LEAST_DENSITY
+    assert 0 < (alone & dense).sum() < dense.sum()
+    store.write(Record("descriptors/PBE/OH", dataclasses.asdict(points), {}))
+    u, z = smoothness.one_orbital_points(store, ["PBE/OH"], 0)
+    assert u.shape[1] == z.shape[1] > 0 and (u[1] < smoothness.ONE_ORBITAL).all()
+    crowded = dataclasses.replace(points, semilocal=np.maximum(points.semilocal, -0.9))
+    store.write(Record("descriptors/PBE/OH", dataclasses.asdict(crowded), {}))
+    u, z = smoothness.one_orbital_points(store, ["PBE/OH"], 0)
+    assert u.shape == (2, 0) and z.shape == (4, 0)
+    exchange = _functional(points).terms[0]
+    assert not slope_form(u, z, exchange.transform, DEGREE, {1: 0.1}).any()
 
 
 def test_quadratic_form_and_parameters_agree():

@@ -102,6 +102,8 @@ def test_tables_round_trip(path):
         ("[model]\norbital_sigma = 40", "holds orbitals: list them"),
         ("orbitals = ['LUMO']\n[model]\norbital_sigma = 40\n[network]", "leave out .network"),
         ("[model]\norientation_sigma = 10\n[network]", "leave out .network"),
+        ("[model]\nisoorbital_slope_sigma = 0.1\n[network]", "leave out .network"),
+        ("[features]\nlevel = 'gga'\n[model]\nisoorbital_slope_sigma = 1", "needs tau: set level"),
         ("[model]\norientation_sigma = -1", "orientation_sigma must not be negative"),
         ("orbital_kinds = ['solid']", "kind 'solid' is none of"),
         ("[network]\nmembers = 1", "members must be at least 2"),

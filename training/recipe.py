@@ -158,7 +158,8 @@ class ModelChoice:
     of opposite sign cancel in the energies and roughen the potential. ``semilocal_slope_sigma`` and
     ``nldf_slope_sigma`` do so for its root mean square slope by the semilocal descriptors and by
     the logarithms of nonlocal features (``cider.training.smoothness``); 0 leaves slopes free.
-    What is named ``nldf`` here holds for SDMX features too.
+    What is named ``nldf`` here holds for SDMX features too. ``isoorbital_slope_sigma`` holds the
+    slope by the iso-orbital indicator where one orbital is alone, of which energies tell nothing.
 
     ``orbital_sigma`` (mHa) holds what the learned part adds to the energies of the recipe's
     orbitals to zero within it, in place of observing them: total energies alone leave the potential
@@ -183,6 +184,7 @@ class ModelChoice:
     enhancement_sigma: float = 0.25
     semilocal_slope_sigma: float = 0.0
     nldf_slope_sigma: float = 0.0
+    isoorbital_slope_sigma: float = 0.0
     orbital_sigma: float = 0.0
     orientation_sigma: float = 0.0
     baseline: str = "GGA_X_PBE"
@@ -206,6 +208,7 @@ class ModelChoice:
         for name in (
             "semilocal_slope_sigma",
             "nldf_slope_sigma",
+            "isoorbital_slope_sigma",
             "orbital_sigma",
             "orientation_sigma",
         ):
@@ -290,7 +293,9 @@ class Recipe:
                 raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
         if self.model.orbital_sigma and not self.orbitals:
             raise ValueError("orbital_sigma holds orbitals: list them, such as ['HOMO', 'LUMO']")
-        for name in ("orbital_sigma", "orientation_sigma"):
+        if self.model.isoorbital_slope_sigma and self.features.level == "gga":
+            raise ValueError("isoorbital_slope_sigma needs tau: set level = 'mgga'")
+        for name in ("isoorbital_slope_sigma", "orbital_sigma", "orientation_sigma"):
             if getattr(self.model, name) and self.network is not None:
                 raise ValueError(f"{name} holds Gaussian processes only: leave out [network]")
         if len(set(self.orbitals)) < len(self.orbitals):

@@ -12,9 +12,13 @@ held. And its mean square slope is, over a sample of points,
 
 with nonlocal features G and bounded semilocal descriptors u: minus half of this is the logarithm of
 its prior probability. Both are quadratic forms of the parameters.
+
+Slopes by the iso-orbital indicator are held more tightly where one orbital is alone. Energies say
+nothing of them there, for the indicator stays zero however the orbital changes. But empty orbitals
+would raise it: their energies follow the slope, and with them the steps of a self-consistent field.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import equinox as eqx
 import jax
@@ -26,10 +30,16 @@ from cider.conventions import float64
 from cider.gaussian_process import chebyshev_basis
 from cider.input_transform import InputTransform
 from cider.training.descriptors import DescriptorReader, read_points
-from cider.training.fit import parameter_features
+from cider.training.fit import num_parameters, parameter_features
 
 LEAST_DENSITY = 1e-5
 """Density (bohr^-3) down to which a fit is kept smooth: outer electrons have a potential too."""
+
+ISOORBITAL = 1
+"""Place of the iso-orbital indicator among semilocal descriptors."""
+
+ONE_ORBITAL = -0.98
+"""Bounded iso-orbital indicator up to which one orbital is alone: alpha of 0.01."""
 
 _POOL_PER_SYSTEM = 200
 _SLOPES_PER_SYSTEM = 40
@@ -97,27 +107,44 @@ def slope_points(
 
 
 @float64
+def one_orbital_points(
+    store: DescriptorReader, keys: Sequence[str], seed: int
+) -> tuple[Float[np.ndarray, "semilocal point"], Float[np.ndarray, "nonlocal point"]]:
+    """Bounded descriptors of points where one orbital is alone, as many of each system.
+
+    They are any above ``LEAST_DENSITY``; a system without such points adds none.
+    """
+    samples = []
+    for index, key in enumerate(keys):
+        points = read_points(store.read(f"descriptors/{key}"))
+        alone = (points.semilocal[ISOORBITAL] < ONE_ORBITAL) & (points.rho > LEAST_DENSITY)
+        random = np.random.default_rng((seed, index, 3))
+        chosen = np.flatnonzero(alone)
+        if chosen.size:
+            chosen = random.choice(chosen, _SLOPES_PER_SYSTEM)
+        samples.append((points.semilocal[:, chosen], points.nonlocal_[:, chosen]))
+    return np.concatenate([u for u, _ in samples], 1), np.concatenate([z for _, z in samples], 1)
+
+
+@float64
 def slope_form(
     semilocal: Float[np.ndarray, "semilocal point"],
     nonlocal_: Float[np.ndarray, "nonlocal point"],
     transform: InputTransform,
     degree: int,
-    semilocal_sigma: float,
-    nldf_sigma: float,
+    sigmas: Mapping[int, float],
 ) -> Float[np.ndarray, "parameter parameter"]:
-    """The quadratic form of the parameters that is the mean square slope; a sigma of 0 counts none.
+    """The quadratic form of the parameters that is the mean square slope.
 
-    One of the sigmas is not zero.
+    ``sigmas`` go by descriptor, semilocal ones first; those without one do not count.
     """
     num_inputs = len(semilocal) + len(nonlocal_)
-    moment = 0.0
-    sigmas = [semilocal_sigma] * len(semilocal) + [nldf_sigma] * len(nonlocal_)
-    for descriptor, sigma in enumerate(sigmas):
-        if sigma:
-            for matrices in _slope_matrices(semilocal, nonlocal_, transform, degree, descriptor):
-                rows = parameter_features(matrices, num_inputs, degree) / sigma
-                moment = moment + rows.T @ rows / semilocal.shape[1]
-    return np.asarray(moment)
+    moment = np.zeros((num_parameters(num_inputs, degree),) * 2)
+    for descriptor, sigma in sigmas.items():
+        for matrices in _slope_matrices(semilocal, nonlocal_, transform, degree, descriptor):
+            rows = parameter_features(matrices, num_inputs, degree) / sigma
+            moment += rows.T @ rows / semilocal.shape[1]
+    return moment
 
 
 def _slope_matrices(

@@ -69,7 +69,14 @@ from cider.training.produce import Job, produce_references
 from cider.training.recipe import Recipe
 from cider.training.reference import SEMILOCAL_EXCHANGE, is_round, reference_key
 from cider.training.report import LearningPoint, Report, write_report
-from cider.training.smoothness import slope_form, slope_points, spread_points, values_at_points
+from cider.training.smoothness import (
+    ISOORBITAL,
+    one_orbital_points,
+    slope_form,
+    slope_points,
+    spread_points,
+    values_at_points,
+)
 from cider.training.store import Store, content_hash
 from cider.training.systems import System
 
@@ -339,10 +346,16 @@ def _held(
         inputs = spread_points(store, sample, transform, recipe.seed, choice.enhancement_points)
         values = parameter_features(values_at_points(inputs, anchor, degree), anchor.size, degree)
         held += values.T @ values / choice.enhancement_sigma**2
-    sigmas = choice.semilocal_slope_sigma, choice.nldf_slope_sigma
-    if any(sigmas):
+    if choice.semilocal_slope_sigma or choice.nldf_slope_sigma:
         semilocal, nonlocal_ = slope_points(store, sample, recipe.seed)
-        held += slope_form(semilocal, nonlocal_, transform, degree, *sigmas)
+        sigmas = [choice.semilocal_slope_sigma] * len(semilocal)
+        sigmas += [choice.nldf_slope_sigma] * len(nonlocal_)
+        by_descriptor = {place: s for place, s in enumerate(sigmas) if s}
+        held += slope_form(semilocal, nonlocal_, transform, degree, by_descriptor)
+    if choice.isoorbital_slope_sigma:
+        points = one_orbital_points(store, sample, recipe.seed)
+        sigma = choice.isoorbital_slope_sigma
+        held += slope_form(*points, transform, degree, {ISOORBITAL: sigma})
     return held
 
 
