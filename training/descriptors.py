@@ -222,6 +222,11 @@ def read_points(record: Record) -> PointSet:
     return PointSet(arrays["rho"], arrays["lda_energy"], arrays["semilocal"], arrays["nonlocal_"])
 
 
+def points_of(store: DescriptorReader, label: str) -> PointSet:
+    """The points of the density ``<density>/<system>`` in a store, in double precision."""
+    return read_points(store.read(descriptor_key(label)))
+
+
 class Prepared(NamedTuple):
     """A density on the grid that integrates it, and what makes nonlocal features of it."""
 

@@ -25,7 +25,7 @@ from cider.exchange import GRADIENT_CUTOFF, share_of_correction
 from cider.gaussian_process import chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
 from cider.models import Model
-from cider.training.descriptors import DescriptorReader, PointSet, corrected_energy, read_points
+from cider.training.descriptors import DescriptorReader, PointSet, corrected_energy, points_of
 from cider.training.orbitals import OrbitalPoints, read_orbital
 from cider.training.store import Record, Store
 
@@ -59,7 +59,7 @@ def sampled_transform(store: DescriptorReader, keys: Sequence[str], seed: int) -
     """
     samples = []
     for index, key in enumerate(keys):
-        points = read_points(store.read(f"descriptors/{key}"))
+        points = points_of(store, key)
         share = np.abs(points.lda_energy)
         random = np.random.default_rng((seed, index))
         chosen = random.choice(share.size, POINTS_PER_SYSTEM, p=share / share.sum())
@@ -150,7 +150,7 @@ def integrate_all(
     store = Store(folder / f"{settings['transform']}-{baseline}-{degree}", settings)
 
     def of_density(key: str) -> tuple[np.ndarray, float]:
-        points = read_points(descriptors.read(f"descriptors/{key}"))
+        points = points_of(descriptors, key)
         return integrate(points, transform, anchor, degree), baseline_energy(points, baseline)
 
     def of_orbital(key: str) -> tuple[np.ndarray, float]:

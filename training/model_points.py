@@ -26,7 +26,7 @@ from cider.blocks import blocks_of, by_blocks, take_block
 from cider.conventions import AnyArray, float64
 from cider.input_transform import InputTransform
 from cider.neural_network import NeuralNetworkEnsemble
-from cider.training.descriptors import DescriptorReader, PointSet, corrected_energy, read_points
+from cider.training.descriptors import DescriptorReader, PointSet, corrected_energy, points_of
 from cider.training.orbitals import read_orbital
 
 CELL = 0.03
@@ -70,7 +70,7 @@ def read_model_points(
 ) -> ModelPoints:
     """The points of a density ``<density>/<system>``, or of a spin orbital of it."""
     if not is_orbital:
-        points = read_points(store.read(f"descriptors/{key}"))
+        points = points_of(store, key)
         return ModelPoints(_in_blocks(_inputs, transform, points), _energies(points))
     name, spin = key.rsplit(".", 1)
     orbital = read_orbital(store.read(f"orbitals/{name}"), int(spin))

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 from cider.conventions import float64
 from cider.gaussian_process import chebyshev_basis
 from cider.input_transform import InputTransform
-from cider.training.descriptors import DescriptorReader, read_points
+from cider.training.descriptors import DescriptorReader, points_of
 from cider.training.fit import num_parameters, parameter_features
 
 LEAST_DENSITY = 1e-5
@@ -57,7 +57,7 @@ def spread_points(
     """
     pool = []
     for index, key in enumerate(keys):
-        points = read_points(store.read(f"descriptors/{key}"))
+        points = points_of(store, key)
         dense = np.flatnonzero(points.rho > LEAST_DENSITY)
         random = np.random.default_rng((seed, index, 1))
         chosen = random.choice(dense, min(dense.size, _POOL_PER_SYSTEM), replace=False)
@@ -94,7 +94,7 @@ def slope_points(
     """
     samples = []
     for index, key in enumerate(keys):
-        points = read_points(store.read(f"descriptors/{key}"))
+        points = points_of(store, key)
         share = np.abs(points.lda_energy)
         random = np.random.default_rng((seed, index, 2))
         dense = np.flatnonzero(points.rho > LEAST_DENSITY)
@@ -116,7 +116,7 @@ def one_orbital_points(
     """
     samples = []
     for index, key in enumerate(keys):
-        points = read_points(store.read(f"descriptors/{key}"))
+        points = points_of(store, key)
         alone = (points.semilocal[ISOORBITAL] < ONE_ORBITAL) & (points.rho > LEAST_DENSITY)
         random = np.random.default_rng((seed, index, 3))
         chosen = np.flatnonzero(alone)

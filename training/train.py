@@ -23,8 +23,8 @@ from cider.training.descriptors import (
     NonlocalMaps,
     descriptors_of,
     open_descriptors,
+    points_of,
     produce_descriptors,
-    read_points,
 )
 from cider.training.evaluation import (
     Evaluation,
@@ -291,9 +291,7 @@ def _train_on(
 
     rows = _error_rows(evaluations)
     ranges = [
-        enhancement_range(
-            read_points(store.read(f"descriptors/{k}")), choice.baseline, transform, learned.model
-        )
+        enhancement_range(points_of(store, k), choice.baseline, transform, learned.model)
         for k in sample
     ]
     values = {**energies, **derivatives}
