@@ -40,7 +40,7 @@ from cider.input_transform import InputTransform
 from cider.neural_network import NeuralNetworkEnsemble, network_shapes
 from cider.training.model_points import ModelPoints, PointBlocks, weighted_sum
 from cider.training.recipe import NetworkChoice
-from cider.training.smoothness import slope_direction
+from cider.training.smoothness import slope_direction, slope_sigmas
 
 _FIRST_DAMPING = 1e-3
 """Of the first step, beside the largest diagonal element of the normal matrix."""
@@ -110,7 +110,7 @@ def hold(
     semilocal: Float[np.ndarray, "semilocal slope"],
     nonlocal_: Float[np.ndarray, "nonlocal slope"],
     transform: InputTransform,
-    slope_sigmas: tuple[float, float],
+    sigmas: tuple[float, float],
     seed: int,
 ) -> Held:
     """What holds a network, from points of ``cider.training.smoothness`` and their sigmas.
@@ -123,12 +123,10 @@ def hold(
         np.random.default_rng(seed).choice(count, min(count, _MOST_SLOPES), replace=False)
     )
     u, z = jnp.asarray(semilocal[:, chosen]), jnp.asarray(nonlocal_[:, chosen])
-    sigmas = [slope_sigmas[0]] * len(u) + [slope_sigmas[1]] * len(z)
     inputs, tangents = transform(u, z), []
-    for descriptor, sigma_d in enumerate(sigmas):
-        if sigma_d:
-            _, tangent = jax.jvp(transform, (u, z), slope_direction(u, z, descriptor))
-            tangents.append(tangent.T / (sigma_d * np.sqrt(chosen.size)))
+    for descriptor, sigma_d in slope_sigmas(*sigmas, len(u), len(z)).items():
+        _, tangent = jax.jvp(transform, (u, z), slope_direction(u, z, descriptor))
+        tangents.append(tangent.T / (sigma_d * np.sqrt(chosen.size)))
     stacked = np.stack(tangents, 1) if tangents else np.zeros((chosen.size, 0, len(inputs)))
     return Held(points.T, sigma, np.asarray(inputs).T, stacked)
 

@@ -18,18 +18,18 @@ nothing of them there, for the indicator stays zero however the orbital changes.
 would raise it: their energies follow the slope, and with them the steps of a self-consistent field.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from cider.conventions import float64
 from cider.gaussian_process import chebyshev_basis
 from cider.input_transform import InputTransform
-from cider.training.descriptors import DescriptorReader, points_of
+from cider.training.descriptors import DescriptorReader, PointSet, points_of
 from cider.training.fit import num_parameters, parameter_features
 
 LEAST_DENSITY = 1e-5
@@ -92,18 +92,15 @@ def slope_points(
     Half of them are chosen by their energy; the others, which speak for the potential, are any
     above ``LEAST_DENSITY``.
     """
-    samples = []
-    for index, key in enumerate(keys):
-        points = points_of(store, key)
+    half = _SLOPES_PER_SYSTEM // 2
+
+    def chosen(points: PointSet, random: np.random.Generator) -> Int[np.ndarray, " point"]:
         share = np.abs(points.lda_energy)
-        random = np.random.default_rng((seed, index, 2))
+        by_energy = random.choice(share.size, half, p=share / share.sum())
         dense = np.flatnonzero(points.rho > LEAST_DENSITY)
-        half = _SLOPES_PER_SYSTEM // 2
-        chosen = np.concatenate(
-            [random.choice(share.size, half, p=share / share.sum()), random.choice(dense, half)]
-        )
-        samples.append((points.semilocal[:, chosen], points.nonlocal_[:, chosen]))
-    return np.concatenate([u for u, _ in samples], 1), np.concatenate([z for _, z in samples], 1)
+        return np.concatenate([by_energy, random.choice(dense, half)])
+
+    return _drawn(store, keys, (seed, 2), chosen)
 
 
 @float64
@@ -114,16 +111,37 @@ def one_orbital_points(
 
     They are any above ``LEAST_DENSITY``; a system without such points adds none.
     """
+
+    def chosen(points: PointSet, random: np.random.Generator) -> Int[np.ndarray, " point"]:
+        alone = (points.semilocal[ISOORBITAL] < ONE_ORBITAL) & (points.rho > LEAST_DENSITY)
+        places = np.flatnonzero(alone)
+        return random.choice(places, _SLOPES_PER_SYSTEM) if places.size else places
+
+    return _drawn(store, keys, (seed, 3), chosen)
+
+
+def _drawn(
+    store: DescriptorReader,
+    keys: Sequence[str],
+    stream: tuple[int, int],
+    chosen: Callable[[PointSet, np.random.Generator], Int[np.ndarray, " point"]],
+) -> tuple[Float[np.ndarray, "semilocal point"], Float[np.ndarray, "nonlocal point"]]:
+    """Bounded descriptors of the points ``chosen`` of each system; ``stream``: seed, purpose."""
+    seed, purpose = stream
     samples = []
     for index, key in enumerate(keys):
         points = points_of(store, key)
-        alone = (points.semilocal[ISOORBITAL] < ONE_ORBITAL) & (points.rho > LEAST_DENSITY)
-        random = np.random.default_rng((seed, index, 3))
-        chosen = np.flatnonzero(alone)
-        if chosen.size:
-            chosen = random.choice(chosen, _SLOPES_PER_SYSTEM)
-        samples.append((points.semilocal[:, chosen], points.nonlocal_[:, chosen]))
+        places = chosen(points, np.random.default_rng((seed, index, purpose)))
+        samples.append((points.semilocal[:, places], points.nonlocal_[:, places]))
     return np.concatenate([u for u, _ in samples], 1), np.concatenate([z for _, z in samples], 1)
+
+
+def slope_sigmas(
+    semilocal_sigma: float, nldf_sigma: float, num_semilocal: int, num_nonlocal: int
+) -> dict[int, float]:
+    """Sigmas of slopes by descriptor, semilocal ones first; those of 0 leave slopes free."""
+    sigmas = [semilocal_sigma] * num_semilocal + [nldf_sigma] * num_nonlocal
+    return {descriptor: sigma for descriptor, sigma in enumerate(sigmas) if sigma}
 
 
 @float64

@@ -74,6 +74,7 @@ from cider.training.smoothness import (
     one_orbital_points,
     slope_form,
     slope_points,
+    slope_sigmas,
     spread_points,
     values_at_points,
 )
@@ -346,10 +347,10 @@ def _held(
         held += values.T @ values / choice.enhancement_sigma**2
     if choice.semilocal_slope_sigma or choice.nldf_slope_sigma:
         semilocal, nonlocal_ = slope_points(store, sample, recipe.seed)
-        sigmas = [choice.semilocal_slope_sigma] * len(semilocal)
-        sigmas += [choice.nldf_slope_sigma] * len(nonlocal_)
-        by_descriptor = {place: s for place, s in enumerate(sigmas) if s}
-        held += slope_form(semilocal, nonlocal_, transform, degree, by_descriptor)
+        sigmas = slope_sigmas(
+            choice.semilocal_slope_sigma, choice.nldf_slope_sigma, len(semilocal), len(nonlocal_)
+        )
+        held += slope_form(semilocal, nonlocal_, transform, degree, sigmas)
     if choice.isoorbital_slope_sigma:
         points = one_orbital_points(store, sample, recipe.seed)
         sigma = choice.isoorbital_slope_sigma
