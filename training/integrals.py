@@ -26,7 +26,7 @@ from cider.gaussian_process import chebyshev_basis
 from cider.input_transform import InputTransform, fit_input_transform
 from cider.models import Model
 from cider.training.descriptors import DescriptorReader, PointSet, corrected_energy, points_of
-from cider.training.orbitals import OrbitalPoints, read_orbital
+from cider.training.orbitals import OrbitalPoints, orbital_points_of
 from cider.training.store import Record, Store
 
 POINTS_PER_SYSTEM = 2000
@@ -154,8 +154,7 @@ def integrate_all(
         return integrate(points, transform, anchor, degree), baseline_energy(points, baseline)
 
     def of_orbital(key: str) -> tuple[np.ndarray, float]:
-        name, spin = key.rsplit(".", 1)
-        orbital = read_orbital(descriptors.read(f"orbitals/{name}"), int(spin))
+        orbital = orbital_points_of(descriptors, key)
         change = integrate_change(orbital, transform, anchor, degree)
         return change, baseline_change(orbital, baseline)
 

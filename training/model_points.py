@@ -27,7 +27,7 @@ from cider.conventions import AnyArray, float64
 from cider.input_transform import InputTransform
 from cider.neural_network import NeuralNetworkEnsemble
 from cider.training.descriptors import DescriptorReader, PointSet, corrected_energy, points_of
-from cider.training.orbitals import read_orbital
+from cider.training.orbitals import orbital_points_of
 
 CELL = 0.03
 """Side of the cells, of inputs within [-1, 1].
@@ -72,8 +72,7 @@ def read_model_points(
     if not is_orbital:
         points = points_of(store, key)
         return ModelPoints(_in_blocks(_inputs, transform, points), _energies(points))
-    name, spin = key.rsplit(".", 1)
-    orbital = read_orbital(store.read(f"orbitals/{name}"), int(spin))
+    orbital = orbital_points_of(store, key)
     points, change = orbital.points, orbital.change
     energies = _change_of_energies(points, change)
     slopes = _energies(points) * _in_blocks(_change_of_inputs, transform, points, change)

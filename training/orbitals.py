@@ -25,6 +25,7 @@ from cider.descriptors import Descriptors, safe_ingredients, safe_sdmx
 from cider.features.convolution import GaussianConvolution
 from cider.training.descriptors import (
     MAX_MEMORY,
+    DescriptorReader,
     NonlocalMaps,
     PointSet,
     density_on_grid,
@@ -46,6 +47,8 @@ from cider.training.reference import (
 )
 from cider.training.store import Record, Store
 
+_PREFIX = "orbitals/"
+
 
 @dataclasses.dataclass(frozen=True)
 class OrbitalPoints:
@@ -57,7 +60,13 @@ class OrbitalPoints:
 
 def orbital_key(label: str, name: str) -> str:
     """The key of the orbital ``name`` of a density ``<density>/<system>``, in both spins."""
-    return f"orbitals/{label}/{name}"
+    return f"{_PREFIX}{label}/{name}"
+
+
+def orbital_points_of(store: DescriptorReader, key: str) -> OrbitalPoints:
+    """The points of a spin orbital; ``key`` is a ``spin_orbital_key`` of the observations."""
+    name, spin = key.rsplit(".", 1)
+    return read_orbital(store.read(_PREFIX + name), int(spin))
 
 
 @float64
