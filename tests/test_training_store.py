@@ -151,10 +151,11 @@ def test_killed_in_the_middle_of_writes(store):
         "import sys, numpy as np\n"
         "from cider.training.store import Record, Store\n"
         "store = Store(sys.argv[1])\n"
-        "print('ready', flush=True)\n"
         "for i in range(10**6):\n"
         "    array = np.random.default_rng(i).random((200, 200))\n"
         "    store.write(Record(f'r/{i % 7}', {'a': array}, {'i': i}))\n"
+        "    if i == 0:\n"
+        "        print('ready', flush=True)\n"
     )
     for pause in (0.05, 0.11, 0.17):
         process = subprocess.Popen(
