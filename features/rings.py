@@ -90,9 +90,9 @@ TO_POWERS = np.linalg.inv(np.vander(_CHEBYSHEV_POINTS, increasing=True))
 def _fading() -> Float[np.ndarray, "power power"]:
     """Takes a polynomial in a panel, by its powers, to its product with what falls from 1 to 0.
 
-    The product is interpolated at points that contain both ends, and is exact there.
+    The product is interpolated at the nodes of the panel, and is exact there.
     """
-    x = np.cos(np.pi * np.arange(DEGREE) / (DEGREE - 1))
+    x = _CHEBYSHEV_POINTS
     powers = np.vander(x, increasing=True)
     falling = (2 + x) * (1 - x) ** 2 / 4  # with zero slope at both ends
     return np.linalg.solve(powers, falling[:, None] * powers)
