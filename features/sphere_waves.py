@@ -22,7 +22,7 @@ from cider.features.spherical import (
 from cider.features.wave_runs import WaveRuns
 from cider.features.waves import Waves
 
-AtNodes = Float[np.ndarray, "lm node channel"]
+AtNodes = Float[np.ndarray, "lm _ channel"]
 """Coefficients of spherical harmonics at nodes, of each channel."""
 
 

@@ -46,6 +46,20 @@ def test_beyond_argon_noise_is_its_own():
     assert groups == ["atom", "molecule", "atom beyond argon", "molecule beyond argon"]
 
 
+def test_crystals_differ_from_the_first_of_their_formula():
+    cell = ((2.0, 2.0, 0.0), (2.0, 0.0, 2.0), (0.0, 2.0, 2.0))
+    sites = ((0.0, 0.0, 0.0), (2.0, 0.0, 0.0))
+    normal = System("LiH", "crystal", ("Li", "H"), sites, cell=cell, kpts=(2, 2, 2))
+    dense = dataclasses.replace(normal, name="LiH_dense", kpts=(3, 3, 3))
+    energies = {"PBE/LiH": -2.2, "PBE/LiH_dense": -2.3}
+    (found,), skipped = build_observations(energies, (normal, dense), ("PBE",))
+    assert not skipped
+    assert (found.name, found.kind, found.noise) == ("LiH_dense", "crystal", "crystal")
+    assert found.value == pytest.approx(-0.1)
+    # Frozen cores make totals another quantity than those of molecules.
+    assert total_observations(energies, (normal, dense), "PBE") == ()
+
+
 def test_reactions_are_the_users():
     reaction = Reaction("shift", {"H2O": 1.0, "H2": -1.0, "O": -1.0}, role="test")
     found, _ = build_observations(ENERGIES, SYSTEMS, ("PBE",), (reaction,))

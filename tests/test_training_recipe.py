@@ -3,9 +3,11 @@
 import dataclasses
 
 import pytest
+from ase.build import bulk
 
 from cider.training.configuration import RecipeError, from_table, to_table
 from cider.training.recipe import Recipe, read_recipe, recipe_from_table
+from cider.training.systems import crystals
 
 FULL = """
 name = "x-test"
@@ -140,6 +142,23 @@ def test_an_excited_atom_from_a_file_is_no_reference_atom(tmp_path):
     table = {"name": "x", "systems": {"set": "none", "files": [{"path": "n.xyz", "spin": 1}]}}
     (system,) = recipe_from_table(table, origin=tmp_path).all_systems()
     assert system.kind == "ion"
+
+
+def test_structures_with_k_points_are_crystals(tmp_path):
+    bulk("LiH", "rocksalt", a=4.0).write(tmp_path / "lih.cif")
+    file = {"path": "lih.cif", "kpts": [2, 2, 2]}
+    table = {"name": "x", "systems": {"set": "none", "files": [file]}}
+    (system,) = recipe_from_table(table, origin=tmp_path).all_systems()
+    assert (system.kind, system.kpts) == ("crystal", (2, 2, 2))
+    assert system.to_atoms().get_volume() == pytest.approx(16.0, abs=1e-3)
+    table["features"] = {"sdmx": [["0", 1]]}
+    with pytest.raises(RecipeError, match="crystals have no features of the density matrix"):
+        recipe_from_table(table, origin=tmp_path)
+
+
+def test_embedded_crystals_come_on_top():
+    with_crystals = recipe_from_table({"name": "x", "systems": {"crystals": True}})
+    assert set(with_crystals.all_systems()) - set(Recipe("x").all_systems()) == set(crystals())
 
 
 def test_hashes_tell_what_differs(path):

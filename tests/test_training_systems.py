@@ -36,6 +36,34 @@ def test_extras_never_touch_held_out_molecules():
         assert system.role == "training"
 
 
+def test_crystals_have_cells_that_are_kept():
+    found = systems.crystals()
+    assert len({s.name for s in found}) == len(found) == 3 * len(extras.CRYSTALS)
+    for system in found:
+        assert System.from_dict(system.to_dict()) == system
+        assert system.to_atoms().get_volume() > 10 and not system.is_atom
+    normal, small, large = (s.to_atoms().get_volume() for s in found[:3])
+    assert (small / normal, large / normal) == pytest.approx((0.97**3, 1.03**3))
+    molecule = systems.molecules()[0]
+    assert "cell" not in molecule.to_dict() and System.from_dict(molecule.to_dict()) == molecule
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cell": ()}, "a crystal has a cell, and nothing else has one"),
+        ({"kind": "molecule"}, "a crystal has a cell, and nothing else has one"),
+        ({"cell": ((1.0, 0.0, 0.0),) * 3}, "three vectors that span a volume"),
+        ({"cell": ((1.3, 0.0, 0.0), (0.0, 1.3, 0.0), (0.0, 0.0, 1.3))}, "0.182 angstrom apart"),
+        ({"charge": 2}, "closed shells without charge"),
+        ({"kpts": (2, 2, 0)}, "must be three positive numbers"),
+    ],
+)
+def test_bad_crystals_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(systems.crystals()[0], **changes)
+
+
 def test_split_depends_on_the_name_alone():
     assert systems.split_role("H2O") == "ten"
     assert systems.split_role("C6H6") == systems.split_role("C6H6") == "tuning"

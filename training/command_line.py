@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.smoothed_density_matrix import sdmx_features
+from cider.training.crystals import CrystalDensities
 from cider.training.descriptors import NonlocalMaps
 from cider.training.evaluation import HELD_OUT, display_unit, summarize
 from cider.training.recipe import Recipe, read_recipe
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.descriptors,
             options.workers,
             console,
+            _crystal_densities(),
         )
     except (ValueError, StoreError, OSError) as error:
         print(f"cider-train: {' '.join(str(error).split())}", file=sys.stderr)
@@ -86,6 +88,15 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     name = SMALL_RECIPE if options.small else DEFAULT_RECIPE
     with resources.as_file(resources.files("cider.training") / "recipes" / name) as path:
         return dataclasses.replace(read_recipe(path), origin=".")
+
+
+def _crystal_densities() -> CrystalDensities | None:
+    """What GPAW's plugin makes of crystals, where GPAW is installed."""
+    try:
+        from cider.plugins.gpaw.crystals import crystal_density
+    except ImportError:
+        return None
+    return crystal_density
 
 
 def _print_result(trained: Trained) -> None:

@@ -27,6 +27,7 @@ from cider.features import gaussian_ladder
 from cider.features.convolution import GaussianConvolution
 from cider.features.nldf import Nldf, NldfExponent
 from cider.features.sdmx import LARGEST_RADIUS, Sdmx, SdmxRadii
+from cider.training.crystals import crystal_convolution, read_crystal_density
 from cider.training.produce import Job, ProductionSummary, with_progress
 from cider.training.recipe import FeatureChoice
 from cider.training.reference import limit_threads, read_density, reference_key, turned
@@ -188,13 +189,17 @@ def compute_descriptors(
     Raises:
         ValueError: The reference has no density, or nonlocal features lack their ``maps``.
     """
-    mol, dm = read_density(reference)
-    if orientation:
-        dm = turned(mol, dm, orientation)
-    grids, descriptors, density, convolution = prepare(mol, dm, choice, maps)
+    if reference.facts["system"].get("cell"):
+        weights, descriptors, density, convolution = _prepare_crystal(reference, choice)
+    else:
+        mol, dm = read_density(reference)
+        if orientation:
+            dm = turned(mol, dm, orientation)
+        grids, descriptors, density, convolution = prepare(mol, dm, choice, maps)
+        weights = grids.weights
     scaled = density.spin_scaled()
     parts = [
-        _points_of_spin(descriptors, scaled, spin, grids.weights / density.num_spins, convolution)
+        _points_of_spin(descriptors, scaled, spin, weights / density.num_spins, convolution)
         for spin in range(density.num_spins)
     ]
     points = {name: np.concatenate([p[name] for p in parts], axis=-1) for name in parts[0]}
@@ -261,6 +266,25 @@ def prepare(
         sdmx = maps.sdmx_features(mol, grids, descriptors.sdmx, dm[:, None], MAX_MEMORY)[:, 0]
         density = dataclasses.replace(density, sdmx=sdmx)
     return Prepared(grids, descriptors, density, convolution)
+
+
+def _prepare_crystal(
+    reference: Record, choice: FeatureChoice
+) -> tuple[Float[np.ndarray, " grid"], Descriptors, Density, GaussianConvolution | None]:
+    """Weights, and what descriptors are made of, at the points of a crystal's record."""
+    if reference.facts["status"] != "converged":
+        raise ValueError(f"{reference.key} has no density: {reference.facts['reason']}")
+    if choice.sdmx:
+        raise ValueError("features of the density matrix are not available for crystals")
+    descriptors = descriptors_of(choice)
+    density, weights = read_crystal_density(reference)
+    nldf = descriptors.nldf
+    return (
+        weights,
+        descriptors,
+        density,
+        None if nldf is None else crystal_convolution(reference, nldf),
+    )
 
 
 def density_on_grid(
@@ -331,7 +355,7 @@ def _points_of_spin(
     weights = occupied_weights(np.asarray(scaled.rho[spin]), weights)
     fields = None
     if convolution is not None:
-        fields = np.asarray(convolution(in_blocks(_sources, descriptors, rho, sigma, tau).T))
+        fields = np.asarray(convolution.apply(in_blocks(_sources, descriptors, rho, sigma, tau).T))
     sdmx = safe_sdmx(scaled, spin)
     by_point = None if sdmx is None else np.asarray(sdmx).T
     return in_blocks(_point_functions, descriptors, weights, rho, sigma, tau, fields, by_point)

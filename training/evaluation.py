@@ -163,7 +163,7 @@ def chemical_class(system: System) -> str:
 
 
 def display_unit(kind: str) -> tuple[str, float]:
-    """Unit and factor from Ha: mHa for totals, eV for orbitals, else kcal/mol."""
+    """Unit and factor from Ha: mHa for totals and crystals, eV for orbitals, else kcal/mol."""
     if kind in ("orbital", "gap"):
         return "eV", EV
-    return ("mHa", MILLIHARTREE) if kind == "total" else ("kcal/mol", KCAL_PER_MOL)
+    return ("mHa", MILLIHARTREE) if kind in ("total", "crystal") else ("kcal/mol", KCAL_PER_MOL)

@@ -29,6 +29,21 @@ IONS = (
     *(("Ti", 0, 4), ("V", 0, 5), ("Ni", 0, 0), ("As", 0, 1)),
 )
 
+# (formula, structure, lattice constant in angstrom): insulators, no solid of the benchmarks
+CRYSTALS = (
+    *(("BAs", "zincblende", 4.78), ("AlP", "zincblende", 5.46), ("AlAs", "zincblende", 5.66)),
+    *(("GaN", "zincblende", 4.52), ("GaP", "zincblende", 5.45), ("BeO", "zincblende", 3.80)),
+    *(("BeS", "zincblende", 4.87), ("ZnS", "zincblende", 5.41), ("LiCl", "zincblende", 5.60)),
+    *(("LiCl", "rocksalt", 5.11), ("LiBr", "rocksalt", 5.50), ("NaH", "rocksalt", 4.88)),
+    *(("NaF", "rocksalt", 4.61), ("KH", "rocksalt", 5.70), ("KF", "rocksalt", 5.34)),
+    *(("MgS", "rocksalt", 5.20), ("MgSe", "rocksalt", 5.45), ("CaO", "rocksalt", 4.80)),
+    *(("CaS", "rocksalt", 5.69), ("NaF", "cesiumchloride", 2.80), ("Ne", "fcc", 4.43)),
+    *(("Ar", "fcc", 5.26), ("CaF2", "fluorite", 5.46), ("Mg2Si", "fluorite", 6.35)),
+)
+
+SCALES = (1.0, 0.97, 1.03)
+"""Of the lattice constants of crystals."""
+
 # Bond lengths are the sums of covalent radii times these, in turn.
 _STRETCH = (1.0, 1.08, 0.95, 1.18)
 

@@ -19,7 +19,7 @@ from cider.training.store import Store
 from cider.training.systems import ROLES, System
 
 ARGON = 18
-KINDS = ("total", "aex", "difference", "reaction", "orbital", "gap")
+KINDS = ("total", "aex", "difference", "crystal", "reaction", "orbital", "gap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Observation:
 
     ``kind`` says what it is: the "total" exchange energy, the atomisation exchange energy "aex"
     (atoms minus molecule), the "difference" of an ion or excited atom from the ground-state atom,
-    a "reaction", the derivative by the occupation of an "orbital", or the "gap" between those of
-    LUMO and HOMO; ``orbital`` names these, with their spin. ``noise`` names the group whose noise
-    is fitted together. ``coefficients`` go by system key, ``<density>/<name>``, and by
-    ``spin_orbital_key``.
+    that of a "crystal" from one of the same formula, a "reaction", the derivative by the occupation
+    of an "orbital", or the "gap" between those of LUMO and HOMO; ``orbital`` names these, with their
+    spin. ``noise`` names the group whose noise is fitted together. ``coefficients`` go by system
+    key, ``<density>/<name>``, and by ``spin_orbital_key``.
     """
 
     name: str
@@ -108,13 +108,17 @@ def build_observations(
     """Observations of ``systems`` (and ``reactions``) whose energies (Ha) are known.
 
     Atoms give their total energy, molecules their atomisation energy, ions and excited atoms the
-    difference from the ground-state atom, always at one density. What lacks an energy (its SCF
-    failed, or its density was not asked for) is skipped and returned with the reason.
+    difference from the ground-state atom, crystals that from the first one of their formula, always
+    at one density. What lacks an energy (its SCF failed, or its density was not asked for) is
+    skipped and returned with the reason.
     """
     atoms: dict[str, str] = {}
+    crystals: dict[str, str] = {}
     for system in systems:
         if system.kind == "atom":
             atoms.setdefault(system.symbols[0], system.name)
+        elif system.kind == "crystal":
+            crystals.setdefault(system.formula, system.name)
     found: list[Observation] = []
     skipped: list[Skipped] = []
     for density in densities:
@@ -123,8 +127,10 @@ def build_observations(
             if system_key(density, system.name) not in energies:
                 skipped.append(Skipped(f"{density}/{system.name}", "no converged density"))
                 continue
+            if crystals.get(system.formula) == system.name:
+                continue
             try:
-                kind, combination = _combination(system, atoms)
+                kind, combination = _combination(system, atoms, crystals)
             except KeyError as missing:
                 reason = f"no atom {missing.args[0]} among the systems"
                 skipped.append(Skipped(f"{density}/{system.name}", reason))
@@ -146,11 +152,14 @@ def build_observations(
 def total_observations(
     energies: Mapping[str, float], systems: Sequence[System], density: str
 ) -> tuple[Observation, ...]:
-    """The total exchange energy of every system at ``density``, for validation."""
+    """The total exchange energy of every system at ``density``, for validation.
+
+    Not of crystals, whose frozen cores add what differs from all-electron energies.
+    """
     found = []
     for system in systems:
         key = system_key(density, system.name)
-        if key in energies:
+        if key in energies and system.kind != "crystal":
             found.append(
                 Observation(
                     system.name,
@@ -206,9 +215,11 @@ def orientation_differences(jobs: Sequence[Job]) -> list[Observation]:
 def noise_group(system: System) -> str:
     """The systems whose observations have the same noise: those of a kind.
 
-    Beyond argon they have one of their own: what a model leaves open of 3d shells and of larger
-    cores is more.
+    Beyond argon they have one of their own, but for crystals, whose cores stay what they are: what
+    a model leaves open of 3d shells and of larger cores is more.
     """
+    if system.kind == "crystal":
+        return system.kind
     beyond = any(atomic_numbers[symbol] > ARGON for symbol in system.symbols)
     return f"{system.kind} beyond argon" if beyond else system.kind
 
@@ -225,9 +236,13 @@ def coefficient_matrix(
     return matrix
 
 
-def _combination(system: System, atoms: Mapping[str, str]) -> tuple[str, dict[str, float]]:
+def _combination(
+    system: System, atoms: Mapping[str, str], crystals: Mapping[str, str]
+) -> tuple[str, dict[str, float]]:
     if system.kind == "atom":
         return "total", {system.name: 1.0}
+    if system.kind == "crystal":
+        return "crystal", {system.name: 1.0, crystals[system.formula]: -1.0}
     if system.is_atom:
         return "difference", {system.name: 1.0, atoms[system.symbols[0]]: -1.0}
     combination = {system.name: -1.0}

@@ -78,12 +78,14 @@ def produce_references(
     settings: Any,
     workers: int = 1,
     console: Console | None = None,
+    crystal_densities: Callable[..., Any] | None = None,
 ) -> ProductionSummary:
     """Make the reference records that ``store`` does not hold yet.
 
     A system whose SCF does not converge, or that cannot be built, is recorded as failed with the
     reason and counted. One whose worker process died is reported and tried again by the next run.
-    ``settings`` is a :class:`~cider.training.reference.ReferenceSettings`.
+    ``settings`` is a :class:`~cider.training.reference.ReferenceSettings`; crystals need what a
+    plugin makes of them (:data:`~cider.training.crystals.CrystalDensities`).
 
     Raises:
         DiskFullError: There is no space left; finished records are intact.
@@ -94,10 +96,9 @@ def produce_references(
     def describe(result: dict[str, Any]) -> str:
         if result["status"] == "failed":
             return f"failed: {result['reason']}"
-        return (
-            f"E_x = {result['exact_exchange']:.6f} Ha, PBE_X {result['PBE_X']:.6f}, "
-            f"{result['scf_seconds']:.1f} + {result['exchange_seconds']:.1f} s"
-        )
+        seconds = sum(value for name, value in result.items() if name.endswith("seconds"))
+        exact, semilocal = result["exact_exchange"], result["PBE_X"]
+        return f"E_x = {exact:.6f} Ha, PBE_X {semilocal:.6f}, {seconds:.1f} s"
 
     made, present, failed = [], [], {}
     missing = []
@@ -115,7 +116,7 @@ def produce_references(
         if facts["status"] == "failed":
             failed[job.label] = facts["reason"]
         present.append(job.label)
-    function = functools.partial(_make, str(store.folder), settings)
+    function = functools.partial(_make, str(store.folder), settings, crystal_densities)
     for outcome in with_progress(function, missing, workers, "reference data", describe, console):
         label = outcome.task.label
         if outcome.error:
@@ -172,13 +173,20 @@ def with_progress(
     return outcomes
 
 
-def _make(folder: str, settings: Any, job: Job) -> dict[str, Any]:
-    from cider.training import reference
+def _make(
+    folder: str, settings: Any, crystal_densities: Callable[..., Any] | None, job: Job
+) -> dict[str, Any]:
+    from cider.training import crystals, reference
 
     reference.limit_threads(1)
     store = Store(folder)
     try:
-        record = reference.compute_reference(job.system, job.density, settings)
+        if job.system.cell:
+            record = crystals.compute_crystal_reference(
+                job.system, job.density, settings, crystal_densities
+            )
+        else:
+            record = reference.compute_reference(job.system, job.density, settings)
     except (reference.UnconvergedError, ValueError) as error:
         record = reference.failed_reference(job.system, job.density, str(error))
     store.write(record)

@@ -44,7 +44,8 @@ _SETS = {
 class SystemFile:
     """A structure file that ASE reads (angstrom), with the charge (e) and 2S of its molecules.
 
-    Without ``spin`` an even number of electrons is a closed shell and an odd one a doublet.
+    Without ``spin`` an even number of electrons is a closed shell and an odd one a doublet. With
+    ``kpts``, so many along each reciprocal lattice vector, its structures are crystals.
     """
 
     path: str
@@ -52,6 +53,7 @@ class SystemFile:
     charge: int = 0
     spin: int | None = None
     role: str = "training"
+    kpts: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -78,12 +80,15 @@ class SystemFile:
     def _system(self, name: str, atoms: Atoms) -> System:
         electrons = int(atoms.numbers.sum()) - self.charge
         spin = electrons % 2 if self.spin is None else self.spin
+        fields: dict[str, Any] = {"charge": self.charge, "role": self.role}
         kind = "molecule"
-        if len(atoms) == 1:
+        if self.kpts is not None:
+            kind, fields["kpts"] = "crystal", self.kpts
+        elif len(atoms) == 1:
             ground_state = ground_state_spin(atoms.get_chemical_symbols()[0])
             kind = "ion" if self.charge or ground_state not in (None, spin) else "atom"
         try:
-            return from_atoms(atoms, name, kind, spin, charge=self.charge, role=self.role)
+            return from_atoms(atoms, name, kind, spin, **fields)
         except ValueError as error:
             raise RecipeError(f"{self.path}: {error}") from error
 
@@ -93,11 +98,12 @@ class SystemChoice:
     """Which systems: an embedded set ("default", "small" or "none") and structure files.
 
     ``kinds`` keeps of the set only these ("atom", "molecule", "ion", "distorted", "synthetic");
-    none means all.
+    none means all. ``crystals`` adds the embedded ones, whose reference data GPAW makes.
     """
 
     set: str = "default"
     kinds: tuple[str, ...] = ()
+    crystals: bool = False
     files: tuple[SystemFile, ...] = ()
 
     def __post_init__(self) -> None:
@@ -300,6 +306,8 @@ class Recipe:
                 raise ValueError(f"{name} holds Gaussian processes only: leave out [network]")
         if len(set(self.orbitals)) < len(self.orbitals):
             raise ValueError(f"orbitals {list(self.orbitals)} must be different ones")
+        if self.features.sdmx and any(system.cell for system in self.all_systems()):
+            raise ValueError("crystals have no features of the density matrix: leave them out")
         known = {system.name for system in self.all_systems()}
         for reaction in self.reactions:
             for name in reaction.coefficients:
@@ -314,6 +322,8 @@ class Recipe:
     def _systems(self) -> tuple[System, ...]:
         kinds = self.systems.kinds or KINDS
         chosen = [s for s in _SETS[self.systems.set]() if s.kind in kinds]
+        if self.systems.crystals:
+            chosen.extend(default_sets.crystals())
         for file in self.systems.files:
             chosen.extend(file.read(Path(self.origin)))
         if not chosen:

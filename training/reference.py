@@ -44,7 +44,8 @@ class UnconvergedError(Exception):
 class ReferenceSettings:
     """What determines reference data, apart from the system and the density's method.
 
-    ``energy_tolerance`` in Ha. Grid levels are PySCF's, with its pruning.
+    ``energy_tolerance`` in Ha. Grid levels are PySCF's, with its pruning. ``plane_wave_cutoff``
+    (eV) is for crystals.
 
     Raises:
         ValueError: A grid level or the tolerance is out of range.
@@ -54,6 +55,7 @@ class ReferenceSettings:
     molecule_grid_level: int = 2
     atom_grid_level: int = 3
     energy_tolerance: float = 1e-8
+    plane_wave_cutoff: float = 600.0
 
     def __post_init__(self) -> None:
         for level in (self.molecule_grid_level, self.atom_grid_level):
@@ -61,6 +63,8 @@ class ReferenceSettings:
                 raise ValueError(f"grid level {level} does not exist; PySCF has 0 to 9")
         if not 0 < self.energy_tolerance <= 1e-4:
             raise ValueError(f"energy_tolerance {self.energy_tolerance} Ha is not in (0, 1e-4]")
+        if self.plane_wave_cutoff < 200:
+            raise ValueError(f"plane_wave_cutoff {self.plane_wave_cutoff} eV is below 200")
 
     def grid_level(self, system: System) -> int:
         """PySCF's grid level for ``system``."""
@@ -68,7 +72,7 @@ class ReferenceSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values, for a store's header."""
-        return {"content": "reference", "version": 2, **dataclasses.asdict(self)}
+        return {"content": "reference", "version": 3, **dataclasses.asdict(self)}
 
 
 def reference_key(system: System | str, density: str) -> str:
@@ -186,7 +190,6 @@ def semilocal_exchange_energies(
     integrator = dft.numint.NumInt()
     energies = dict.fromkeys(SEMILOCAL_EXCHANGE, 0.0)
     electrons = 0.0
-    unrestricted = len(orbitals) == 2
     for ao, mask, weights, _ in integrator.block_loop(mol, grids, mol.nao, deriv=1):
         rho = np.stack(
             [
@@ -194,15 +197,24 @@ def semilocal_exchange_energies(
                 for c, n in zip(orbitals, occupations, strict=True)
             ]
         )
-        density = rho[:, 0].sum(axis=0)
-        electrons += float(weights @ density)
-        for name, code in SEMILOCAL_EXCHANGE.items():
-            kind = "MGGA" if code.startswith("MGGA") else "GGA"
-            needed = rho if kind == "MGGA" else rho[:, :4]
-            argument = needed if unrestricted else needed[0]
-            per_particle = integrator.eval_xc_eff(code, argument, deriv=0, xctype=kind)[0]
-            energies[name] += float(weights @ (density * per_particle))
+        electrons += float(weights @ rho[:, 0].sum(axis=0))
+        for name, energy in semilocal_exchange(rho, weights).items():
+            energies[name] += energy
     return energies, electrons
+
+
+def semilocal_exchange(
+    rho: Float[np.ndarray, "spin 5 grid"], weights: Float[np.ndarray, " grid"]
+) -> dict[str, float]:
+    """Energies (Ha) of :data:`SEMILOCAL_EXCHANGE` of a density, its gradient and tau."""
+    energies = {}
+    for name, code in SEMILOCAL_EXCHANGE.items():
+        kind = "MGGA" if code.startswith("MGGA") else "GGA"
+        needed = rho if kind == "MGGA" else rho[:, :4]
+        argument = needed if len(rho) == 2 else needed[0]
+        per_particle = dft.numint.NumInt().eval_xc_eff(code, argument, deriv=0, xctype=kind)[0]
+        energies[name] = float(weights @ (rho[:, 0].sum(axis=0) * per_particle))
+    return energies
 
 
 def density_matrix(

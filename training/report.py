@@ -25,6 +25,7 @@ _KIND_TITLES = {
     "aex": "Atomisation exchange energy",
     "total": "Total exchange energy",
     "difference": "Ions and excited atoms, against the ground-state atom",
+    "crystal": "Crystals at other volumes, against the first of their formula",
     "reaction": "Reaction exchange energy",
     "orbital": "Exchange part of orbital energies",
     "gap": "Exchange part of gaps between HOMO and LUMO",

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.collections import g2
 from ase.data import atomic_numbers, chemical_symbols
 from jaxtyping import Float
 
 from cider.training import extras
 
-KINDS = ("atom", "molecule", "ion", "distorted", "synthetic")
+KINDS = ("atom", "molecule", "ion", "distorted", "synthetic", "crystal")
 ROLES = ("training", "tuning", "test", "ten")
 
 TEN_MOLECULES = ("H2", "N2", "CO", "H2O", "NH3", "CH4", "C2H4", "HF", "F2", "O2")
@@ -48,11 +48,12 @@ class System:
 
     ``spin`` is 2S, the number of spin-up minus spin-down electrons. ``role`` says whether a system
     is fitted ("training"), calibrates the error bars ("tuning") or only measures errors ("test",
-    "ten").
+    "ten"). A crystal, a closed shell without charge, has a ``cell`` of three vectors (angstrom) and
+    is sampled at so many ``kpts`` along each reciprocal one.
 
     Raises:
-        ValueError: The name cannot be a file name, the electrons do not fit the spin, or two atoms
-            sit on top of each other.
+        ValueError: The name cannot be a file name, the electrons do not fit the spin, two atoms
+            sit on top of each other, or cell and kind do not go together.
     """
 
     name: str
@@ -62,6 +63,8 @@ class System:
     charge: int = 0
     spin: int = 0
     role: str = "training"
+    cell: tuple[tuple[float, float, float], ...] = ()
+    kpts: tuple[int, int, int] = (1, 1, 1)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -90,13 +93,32 @@ class System:
         xyz = np.asarray(self.positions, dtype=float)
         if xyz.shape != (len(self.symbols), 3) or not np.isfinite(xyz).all():
             raise ValueError(f"{self.name}: positions must be three finite numbers an atom")
-        distance = np.linalg.norm(xyz[:, None] - xyz[None], axis=-1)
+        self._check_cell()
+        distance = self.to_atoms().get_all_distances(mic=bool(self.cell))
         np.fill_diagonal(distance, np.inf)
         if distance.min() < 0.3:
             raise ValueError(
                 f"{self.name}: two atoms are {distance.min():.3f} angstrom apart; "
                 "are the coordinates in angstrom?"
             )
+
+    def _check_cell(self) -> None:
+        if bool(self.cell) != (self.kind == "crystal"):
+            raise ValueError(f"{self.name}: a crystal has a cell, and nothing else has one")
+        if not self.cell:
+            return
+        cell = np.asarray(self.cell, dtype=float)
+        if cell.shape != (3, 3) or not np.isfinite(cell).all() or not np.linalg.det(cell):
+            raise ValueError(f"{self.name}: a cell must be three vectors that span a volume")
+        if self.charge or self.spin:
+            raise ValueError(f"{self.name}: crystals are closed shells without charge")
+        if len(self.kpts) != 3 or min(self.kpts) < 1:
+            raise ValueError(f"{self.name}: kpts {self.kpts} must be three positive numbers")
+
+    def to_atoms(self) -> Atoms:
+        """The geometry as ASE has it."""
+        cell = self.cell or None
+        return Atoms(list(self.symbols), self.positions, cell=cell, pbc=bool(self.cell))
 
     @property
     def electrons(self) -> int:
@@ -111,7 +133,7 @@ class System:
     @property
     def is_atom(self) -> bool:
         """Whether the system is a single atom or ion."""
-        return len(self.symbols) == 1
+        return len(self.symbols) == 1 and not self.cell
 
     def same_calculation(self, other: "System") -> bool:
         """Whether both give the same reference data: all but ``kind`` and ``role`` agree."""
@@ -122,6 +144,9 @@ class System:
         values = dataclasses.asdict(self)
         values["symbols"] = list(self.symbols)
         values["positions"] = [list(row) for row in self.positions]
+        cell, kpts = values.pop("cell"), values.pop("kpts")
+        if cell:
+            values |= {"cell": [list(row) for row in cell], "kpts": list(kpts)}
         return values
 
     @classmethod
@@ -129,13 +154,17 @@ class System:
         """The system that :meth:`to_dict` described."""
         fields = dict(values)
         fields["symbols"] = tuple(fields["symbols"])
-        fields["positions"] = tuple(tuple(map(float, row)) for row in fields["positions"])
+        for name in ("positions", "cell"):
+            fields[name] = tuple(tuple(map(float, row)) for row in fields.get(name, ()))
+        fields["kpts"] = tuple(fields.get("kpts", (1, 1, 1)))
         return cls(**fields)
 
 
-def from_atoms(atoms: Atoms, name: str, kind: str, spin: int, **fields: Any) -> System:
-    """A system from an ASE ``Atoms`` object (positions in angstrom)."""
+def from_atoms(atoms: Atoms, name: str, kind: str, spin: int = 0, **fields: Any) -> System:
+    """A system from an ASE ``Atoms`` object (positions in angstrom), with its cell if a crystal."""
     symbols = tuple(atoms.get_chemical_symbols())
+    if kind == "crystal":
+        fields["cell"] = _rounded(np.asarray(atoms.cell))
     return System(name, kind, symbols, _rounded(atoms.positions), spin=spin, **fields)
 
 
@@ -248,6 +277,20 @@ def heavier(count: int = 40, seed: int = 0) -> tuple[System, ...]:
     All sum formulas differ, also from those of the synthetic molecules.
     """
     return _replaced(extras.heavier, {s.formula for s in synthetic()}, count, seed)
+
+
+@functools.cache
+def crystals() -> tuple[System, ...]:
+    """Cubic crystals, each at the lattice constant of experiment, then smaller and larger.
+
+    None of them is among the solids of ``benchmarks/solids.py``.
+    """
+    found = []
+    for (formula, structure, constant), scale in itertools.product(extras.CRYSTALS, extras.SCALES):
+        atoms = bulk(formula, structure, a=scale * constant)
+        suffix = "" if scale == 1.0 else f"_{scale:g}"
+        found.append(from_atoms(atoms, f"{formula}_{structure}{suffix}", "crystal", kpts=(4, 4, 4)))
+    return tuple(found)
 
 
 def _replaced(

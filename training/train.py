@@ -18,6 +18,7 @@ from cider.files import save_functional
 from cider.input_transform import InputTransform
 from cider.learned_functional import LearnedFunctional
 from cider.training.configuration import RecipeError, to_table
+from cider.training.crystals import CrystalDensities
 from cider.training.descriptors import (
     DescriptorReader,
     NonlocalMaps,
@@ -107,24 +108,29 @@ def train(
     descriptors: Path | None = None,
     workers: int = 1,
     console: Console | None = None,
+    crystal_densities: CrystalDensities | None = None,
 ) -> Trained:
     """Make (or complete) the data of ``recipe``, fit, validate, and write file and report.
 
     Everything lies in ``folder``; ``references`` may be the store of another run with the same
     reference settings, ``descriptors`` one of those references with at least these features. What
-    is finished is not computed again.
+    is finished is not computed again. ``crystal_densities`` are GPAW's, for crystals.
 
     Raises:
-        RecipeError: The recipe's systems give nothing to fit.
+        RecipeError: The recipe's systems give nothing to fit, or there are crystals and no GPAW.
         StoreError: A folder holds the data of another recipe, or a record is damaged.
         DiskFullError: There is no space left; what is finished is intact.
     """
     console = console or Console(stderr=True)
     folder = folder or recipe.folder
     jobs = recipe.jobs()
+    if crystal_densities is None and any(system.cell for system in recipe.all_systems()):
+        raise RecipeError("crystals need GPAW: pip install 'cider-xc[gpaw]', see docs/gpaw.md")
 
     reference_store = Store(references or folder / "references", recipe.reference.to_dict())
-    made = produce_references(reference_store, jobs, recipe.reference, workers, console)
+    made = produce_references(
+        reference_store, jobs, recipe.reference, workers, console, crystal_densities
+    )
     failures = dict(made.failed)
 
     described = open_descriptors(
@@ -226,9 +232,10 @@ def _train_on(
     show(f"fit to {len(training)} observations")
 
     main = recipe.densities[0]
-    roles = {system.name: system.role for system in systems}
+    # No molecule has pseudo densities, which crystals have in their spheres.
+    sampled = {s.name for s in systems if s.role == "training" and s.kind != "crystal"}
     names = [key.split("/", 1) for key in energies]
-    sample = [f"{d}/{n}" for d, n in names if d == main and roles[n] == "training"]
+    sample = [f"{d}/{n}" for d, n in names if d == main and n in sampled]
     descriptors = descriptors_of(recipe.features)
     transform = sampled_transform(store, sample, recipe.seed)
     anchor = uniform_gas_anchor(descriptors, transform)
