@@ -44,9 +44,9 @@ class Observation:
     ``kind`` says what it is: the "total" exchange energy, the atomisation exchange energy "aex"
     (atoms minus molecule), the "difference" of an ion or excited atom from the ground-state atom,
     that of a "crystal" from one of the same formula, a "reaction", the derivative by the occupation
-    of an "orbital", or the "gap" between those of LUMO and HOMO; ``orbital`` names these, with their
-    spin. ``noise`` names the group whose noise is fitted together. ``coefficients`` go by system
-    key, ``<density>/<name>``, and by ``spin_orbital_key``.
+    of an "orbital", or the "gap" between those of LUMO and HOMO; ``orbital`` names these, with
+    their spin. ``noise`` names the group whose noise is fitted together. ``coefficients`` go by
+    system key, ``<density>/<name>``, and by ``spin_orbital_key``.
     """
 
     name: str
