@@ -41,17 +41,14 @@ _TOLERANCE = 1e-6
 
 
 def compute_crystal_reference(
-    system: System, density: str, settings: ReferenceSettings, densities: CrystalDensities | None
+    system: System, density: str, settings: ReferenceSettings, densities: CrystalDensities
 ) -> Record:
     """The density of ``system`` with the functional ``density``, and its exchange energies (Ha).
 
     Raises:
-        ValueError: There is no plugin, the method is no functional of the density, or the crystal
-            is a metal.
+        ValueError: The method is no functional of the density, or the crystal is a metal.
         UnconvergedError: The SCF does not converge.
     """
-    if densities is None:
-        raise ValueError(f"{system.name} needs a plugin that makes densities of crystals")
     started = time.perf_counter()
     try:
         found = densities(

@@ -88,6 +88,7 @@ def produce_references(
     plugin makes of them (:data:`~cider.training.crystals.CrystalDensities`).
 
     Raises:
+        ValueError: Crystals are missing, and so is what makes them.
         DiskFullError: There is no space left; finished records are intact.
         StoreError: A record that is already there is corrupted or foreign.
     """
@@ -116,6 +117,8 @@ def produce_references(
         if facts["status"] == "failed":
             failed[job.label] = facts["reason"]
         present.append(job.label)
+    if crystal_densities is None and any(job.system.cell for job in missing):
+        raise ValueError("crystals need GPAW: pip install 'cider-xc[gpaw]', see docs/gpaw.md")
     function = functools.partial(_make, str(store.folder), settings, crystal_densities)
     for outcome in with_progress(function, missing, workers, "reference data", describe, console):
         label = outcome.task.label
@@ -173,9 +176,7 @@ def with_progress(
     return outcomes
 
 
-def _make(
-    folder: str, settings: Any, crystal_densities: Callable[..., Any] | None, job: Job
-) -> dict[str, Any]:
+def _make(folder: str, settings: Any, crystal_densities: Any, job: Job) -> dict[str, Any]:
     from cider.training import crystals, reference
 
     reference.limit_threads(1)

@@ -117,15 +117,14 @@ def train(
     is finished is not computed again. ``crystal_densities`` are GPAW's, for crystals.
 
     Raises:
-        RecipeError: The recipe's systems give nothing to fit, or there are crystals and no GPAW.
+        RecipeError: The recipe's systems give nothing to fit.
+        ValueError: Densities of crystals are missing, and so is GPAW.
         StoreError: A folder holds the data of another recipe, or a record is damaged.
         DiskFullError: There is no space left; what is finished is intact.
     """
     console = console or Console(stderr=True)
     folder = folder or recipe.folder
     jobs = recipe.jobs()
-    if crystal_densities is None and any(system.cell for system in recipe.all_systems()):
-        raise RecipeError("crystals need GPAW: pip install 'cider-xc[gpaw]', see docs/gpaw.md")
 
     reference_store = Store(references or folder / "references", recipe.reference.to_dict())
     made = produce_references(
