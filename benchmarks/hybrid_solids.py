@@ -1,13 +1,15 @@
 """Lattice constants and bulk moduli of solids with true PBE0 and with its learned surrogates.
 
 All are evaluated at PBE's densities in GPAW: what surrogates differ by from PBE0 is their exchange
-alone. The reference is the JSON file of ``solids.py``. Densities with their exact exchange are kept
-in ``--densities`` and serve for any functional; ``cider-train`` has such records of other crystals.
+alone. Volumes at which PBE has no gap are left out. The reference is the file of ``solids.py``.
+Densities with their exact exchange are kept in ``--densities`` and serve for any functional;
+``cider-train`` makes such records of other crystals.
 """
 
 import argparse
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +60,10 @@ def main() -> None:
     produce_references(store, jobs, settings, options.workers, None, crystal_density)
     functionals = {name: CiderFunctional(name) for name in options.functionals}
     columns: dict[str, list[tuple[float, float]]] = {}
-    for solid, own in systems.items():
-        records = [store.read(reference_key(system, "PBE")) for system in own]
+    for solid, planned in systems.items():
+        read = [(system, store.read(reference_key(system, "PBE"))) for system in planned]
+        kept = [pair for pair in read if pair[1].facts["status"] == "converged"]
+        own, records = zip(*kept, strict=True)
         lattice = experiment[SOLIDS[solid].name]["a0"]
         for name, exchange in exchanges(records, functionals).items():
             columns.setdefault(name, []).append(equilibrium(own, records, exchange, lattice))
@@ -73,7 +77,7 @@ def system_of(row: dict[str, Any], scale: float, options: argparse.Namespace) ->
 
 
 def exchanges(
-    records: list[Record], functionals: dict[str, CiderFunctional]
+    records: Sequence[Record], functionals: dict[str, CiderFunctional]
 ) -> dict[str, np.ndarray]:
     """Exchange energies (Ha) in the order of the records: PBE's, exact ones, learned ones."""
     found = {
@@ -95,7 +99,7 @@ def exchanges(
 
 
 def equilibrium(
-    systems: list[System], records: list[Record], exchange: np.ndarray, lattice: float
+    systems: Sequence[System], records: Sequence[Record], exchange: np.ndarray, lattice: float
 ) -> tuple[float, float]:
     """Lattice constant (angstrom) and bulk modulus (GPa) with a share of that exchange."""
     volumes = [system.to_atoms().get_volume() for system in systems]

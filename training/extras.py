@@ -39,10 +39,10 @@ CRYSTALS = (
     *(("MgS", "rocksalt", 5.20), ("MgSe", "rocksalt", 5.45), ("CaO", "rocksalt", 4.80)),
     *(("CaS", "rocksalt", 5.69), ("NaF", "cesiumchloride", 2.80), ("Ne", "fcc", 4.43)),
     *(("Ar", "fcc", 5.26), ("CaF2", "fluorite", 5.46), ("SiMg2", "fluorite", 6.35)),
-    *(("CBe2", "fluorite", 4.34), ("OLi2", "fluorite", 4.62), ("MgH2", "fluorite", 4.76)),
+    *(("CBe2", "fluorite", 4.34), ("OLi2", "fluorite", 4.62), ("CMg2", "fluorite", 5.45)),
     *(("GeC", "zincblende", 4.59), ("SiGe", "zincblende", 5.55), ("ZnO", "zincblende", 4.58)),
     *(("SLi2", "fluorite", 5.71), ("ONa2", "fluorite", 5.56), ("ZnSe", "zincblende", 5.67)),
-    *(("CuCl", "zincblende", 5.42), ("KCl", "rocksalt", 6.29), ("CMg2", "fluorite", 5.45)),
+    *(("CuCl", "zincblende", 5.42), ("KCl", "rocksalt", 6.29)),
 )
 
 SCALES = (1.0, 0.97, 1.03)
