@@ -56,11 +56,12 @@ def compute_crystal_reference(
         )
     except RuntimeError as error:
         raise UnconvergedError(f"{density} SCF of {system.name}: {error}") from error
+    rho, grad_rho, tau = found.density.rho, found.density.grad_rho, found.density.tau
     kinds = {id(own): own for own in found.shells}
     arrays = {
-        "rho": found.density.rho,
-        "grad_rho": found.density.grad_rho,
-        "tau": found.density.tau,
+        "rho": rho,
+        "grad_rho": grad_rho,
+        "tau": tau,
         "weights": found.weights,
         "mesh": np.array(found.mesh),
         "kinds": np.array([list(kinds).index(id(own)) for own in found.shells]),
@@ -69,25 +70,20 @@ def compute_crystal_reference(
         arrays[f"radii_{kind}"] = shells.radii
         arrays[f"directions_{kind}"] = shells.directions
         arrays[f"shell_weights_{kind}"] = shells.weights
-    density_of = found.density
-    rho = np.concatenate(
-        [density_of.rho[:, None], density_of.grad_rho, density_of.tau[:, None]], axis=1
-    )
+    ingredients = np.concatenate([rho[:, None], grad_rho, tau[:, None]], axis=1)
     facts = {
         "status": "converged",
         "system": system.to_dict(),
         "density": density,
         "exact_exchange": found.exact_exchange,
-        **semilocal_exchange(rho, found.weights),
+        **semilocal_exchange(ingredients, found.weights),
         "total_energy": found.total_energy,
         "scf_and_exchange_seconds": round(time.perf_counter() - started, 3),
     }
     return Record(reference_key(system, density), arrays, facts)
 
 
-def read_crystal_density(
-    record: Record,
-) -> tuple[Density, Float[np.ndarray, " grid"]]:
+def read_crystal_density(record: Record) -> tuple[Density, Float[np.ndarray, " grid"]]:
     """The density of a record at its points, and their weights (bohr^3)."""
     arrays = record.arrays
     return Density(arrays["rho"], arrays["grad_rho"], arrays["tau"]), arrays["weights"]
