@@ -16,9 +16,8 @@ from typing import Any
 import harness
 import numpy as np
 from ase.build import bulk
-from ase.eos import EquationOfState
-from ase.units import GPa, Hartree
-from solids import SOLIDS
+from ase.units import Hartree
+from solids import SOLIDS, equilibrium
 
 from cider import CiderFunctional
 from cider.plugins.gpaw.crystals import crystal_density
@@ -66,7 +65,8 @@ def main() -> None:
         own, records = zip(*kept, strict=True)
         lattice = experiment[SOLIDS[solid].name]["a0"]
         for name, exchange in exchanges(records, functionals).items():
-            columns.setdefault(name, []).append(equilibrium(own, records, exchange, lattice))
+            scale, modulus = with_share(own, records, exchange)
+            columns.setdefault(name, []).append((scale * lattice, modulus))
     report(options, columns, experiment)
 
 
@@ -98,16 +98,15 @@ def exchanges(
     return found
 
 
-def equilibrium(
-    systems: Sequence[System], records: Sequence[Record], exchange: np.ndarray, lattice: float
+def with_share(
+    systems: Sequence[System], records: Sequence[Record], exchange: np.ndarray
 ) -> tuple[float, float]:
-    """Lattice constant (angstrom) and bulk modulus (GPa) with a share of that exchange."""
+    """Lattice constant over that of experiment, bulk modulus (GPa), with a share of exchange."""
     volumes = [system.to_atoms().get_volume() for system in systems]
     total = np.array([record.facts["total_energy"] for record in records])
     semilocal = np.array([record.facts["PBE_X"] for record in records])
     energies = (total + SHARE * (exchange - semilocal)) * Hartree
-    volume, _, modulus = EquationOfState(volumes, energies).fit()
-    return lattice * (volume / volumes[0]) ** (1 / 3), modulus / GPa
+    return equilibrium(volumes, energies, volumes[0])
 
 
 def report(

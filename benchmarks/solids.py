@@ -10,6 +10,7 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,13 +115,21 @@ def measured(own: dict[str, Any], experiment: dict[str, Any], has_gap: bool) -> 
 
 def properties(row: dict[str, Any], experiment: dict[str, Any]) -> dict[str, float]:
     """Lattice constant (angstrom), bulk modulus (GPa) and gap (eV)."""
-    volume, _, modulus = EquationOfState(row["volumes"], row["energies"]).fit()
-    scale = (volume / row["volumes"][SCALES.index(1.0)]) ** (1 / 3)
+    volumes = row["volumes"]
+    scale, modulus = equilibrium(volumes, row["energies"], volumes[SCALES.index(1.0)])
     return {
         "lattice constant": experiment["a0"] * scale,
-        "bulk modulus": modulus / GPa,
+        "bulk modulus": modulus,
         "gap": row["gap"],
     }
+
+
+def equilibrium(
+    volumes: Sequence[float], energies: Sequence[float], beside: float
+) -> tuple[float, float]:
+    """Lattice constant over that of the volume ``beside`` (angstrom^3), bulk modulus (GPa)."""
+    volume, _, modulus = EquationOfState(volumes, energies).fit()
+    return (volume / beside) ** (1 / 3), modulus / GPa
 
 
 def crystal(

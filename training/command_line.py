@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.descriptors,
             options.workers,
             console,
-            _crystal_densities(),
+            _crystal_densities() if any(s.cell for s in recipe.all_systems()) else None,
         )
     except (ValueError, StoreError, OSError) as error:
         print(f"cider-train: {' '.join(str(error).split())}", file=sys.stderr)

@@ -25,6 +25,7 @@ from cider.training.reference import (
     ReferenceSettings,
     UnconvergedError,
     reference_key,
+    require_density,
     semilocal_exchange,
 )
 from cider.training.store import Record
@@ -84,7 +85,12 @@ def compute_crystal_reference(
 
 
 def read_crystal_density(record: Record) -> tuple[Density, Float[np.ndarray, " grid"]]:
-    """The density of a record at its points, and their weights (bohr^3)."""
+    """The density of a record at its points, and their weights (bohr^3).
+
+    Raises:
+        ValueError: The record is that of a failed system.
+    """
+    require_density(record)
     arrays = record.arrays
     return Density(arrays["rho"], arrays["grad_rho"], arrays["tau"]), arrays["weights"]
 

@@ -272,19 +272,14 @@ def _prepare_crystal(
     reference: Record, choice: FeatureChoice
 ) -> tuple[Float[np.ndarray, " grid"], Descriptors, Density, GaussianConvolution | None]:
     """Weights, and what descriptors are made of, at the points of a crystal's record."""
-    if reference.facts["status"] != "converged":
-        raise ValueError(f"{reference.key} has no density: {reference.facts['reason']}")
     if choice.sdmx:
         raise ValueError("features of the density matrix are not available for crystals")
     descriptors = descriptors_of(choice)
     density, weights = read_crystal_density(reference)
-    nldf = descriptors.nldf
-    return (
-        weights,
-        descriptors,
-        density,
-        None if nldf is None else crystal_convolution(reference, nldf),
-    )
+    convolution = None
+    if descriptors.nldf is not None:
+        convolution = crystal_convolution(reference, descriptors.nldf)
+    return weights, descriptors, density, convolution
 
 
 def density_on_grid(

@@ -230,8 +230,7 @@ def read_density(record: Record) -> tuple[gto.Mole, Float[np.ndarray, "spin ao a
     Raises:
         ValueError: The record is that of a failed system.
     """
-    if record.facts["status"] != "converged":
-        raise ValueError(f"{record.key} has no density: {record.facts['reason']}")
+    require_density(record)
     mol = build_molecule(System.from_dict(record.facts["system"]), record.facts["basis"])
     occupations = record.arrays["occupations"]
     matrices = []
@@ -239,6 +238,12 @@ def read_density(record: Record) -> tuple[gto.Mole, Float[np.ndarray, "spin ao a
         c = record.arrays[f"occupied_orbitals_{spin}"]
         matrices.append((c * n[n > 0]) @ c.T)
     return mol, np.stack(matrices)
+
+
+def require_density(record: Record) -> None:
+    """Raise ``ValueError`` if the record is that of a failed system."""
+    if record.facts["status"] != "converged":
+        raise ValueError(f"{record.key} has no density: {record.facts['reason']}")
 
 
 def turned(

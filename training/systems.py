@@ -39,9 +39,9 @@ _GROUND_STATE_SPINS = (
     *(1, 0, 1, 2, 3, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0),
 )
 
-_CRYSTAL_KPTS = (3, 3, 3)
 # Of AlP, NaF and BAs, what exact exchange changes by with the lattice constant, beside PBE
 # exchange, is that of 4 x 4 x 4 to 0.3 mHa.
+_CRYSTAL_KPTS = (3, 3, 3)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]*")
 
@@ -141,7 +141,8 @@ class System:
 
     def same_calculation(self, other: "System") -> bool:
         """Whether both give the same reference data: all but ``kind`` and ``role`` agree."""
-        return dataclasses.replace(self, kind=other.kind, role=other.role) == other
+        both = (system.to_dict() | {"kind": "", "role": ""} for system in (self, other))
+        return next(both) == next(both)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-ready values; :meth:`from_dict` reads it back."""
@@ -309,7 +310,7 @@ def _replaced(
     while len(found) < count:
         index = next(indices)
         parent = parents[order[index % len(parents)]]
-        geometry = replace(Atoms(parent.symbols, parent.positions), index, seed)
+        geometry = replace(parent.to_atoms(), index, seed)
         if geometry is not None and (formula := geometry.get_chemical_formula()) not in taken:
             taken.add(formula)
             found.append(from_atoms(geometry, f"{formula}_h", "synthetic", parent.spin))

@@ -106,6 +106,19 @@ def augmentation_sphere(correction: Any, needs_tau: bool) -> AugmentationSphere:
     return AugmentationSphere(all_electron=kinds[0], pseudo=kinds[1], shells=points)
 
 
+def augmentation_spheres(setups: Sequence[Any], needs_tau: bool) -> dict[int, AugmentationSphere]:
+    """The spheres of atoms, the same object for each setup; none for pseudopotentials."""
+    by_setup: dict[Any, AugmentationSphere] = {}
+    spheres = {}
+    for atom, setup in enumerate(setups):
+        if setup.xc_correction is None:
+            continue
+        if setup not in by_setup:
+            by_setup[setup] = augmentation_sphere(setup.xc_correction, needs_tau)
+        spheres[atom] = by_setup[setup]
+    return spheres
+
+
 def joined(densities: Sequence[Density]) -> Density:
     """Densities at the points of all, in their order."""
     return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1), *densities)

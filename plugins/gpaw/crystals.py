@@ -13,7 +13,7 @@ from jaxtyping import Float
 from cider.density import Density
 from cider.features.augmented_convolution import SphericalShells
 from cider.features.spectral_gradient import spectral_gradient
-from cider.plugins.gpaw.augmentation import augmentation_sphere, joined
+from cider.plugins.gpaw.augmentation import augmentation_spheres, joined
 from cider.plugins.gpaw.hook import require_supported_gpaw
 
 _PARTLY = 1e-3
@@ -87,18 +87,16 @@ def crystal_density(
     tau = state.pot_calc.interpolate(state.density.taut_sR).data.reshape(1, -1)
     parts = [Density(rho, spectral_gradient(grid.cell, grid.size).apply(rho), tau)]
     weights = [np.full(rho.size, grid.dv)]
-    kinds = {
-        setup: augmentation_sphere(setup.xc_correction, needs_tau=True) for setup in state.setups
-    }
-    for atom, setup in enumerate(state.setups):
+    spheres = augmentation_spheres(state.setups, needs_tau=True)
+    for atom, sphere in spheres.items():
         matrix = np.array([pack_density(own.real) for own in state.density.D_asii[atom]])
-        parts.append(kinds[setup].apply(matrix))
-        weights.append(kinds[setup].weights)
+        parts.append(sphere.apply(matrix))
+        weights.append(sphere.weights)
     return CrystalDensity(
         joined(parts),
         np.concatenate(weights),
         tuple(int(count) for count in grid.size),
-        tuple(kinds[setup].shells for setup in state.setups),
+        tuple(sphere.shells for sphere in spheres.values()),
         float(sum(exchange)) / Hartree,
         float(total_energy),
     )

@@ -20,8 +20,7 @@ from cider.density import Density
 from cider.features.augmented_convolution import AugmentedConvolution
 from cider.functional import CiderFunctional
 from cider.plugins.gpaw.augmentation import (
-    AugmentationSphere,
-    augmentation_sphere,
+    augmentation_spheres,
     joined,
     split,
 )
@@ -46,7 +45,7 @@ class LearnedEnergy:
     ):
         self.functional = functional
         self.grid = grid
-        all_spheres = _spheres(functional, setups)
+        all_spheres = augmentation_spheres(setups, functional.needs_tau)
         self.atoms = list(all_spheres)
         self.spheres = {
             atom: sphere
@@ -125,16 +124,3 @@ class LearnedEnergy:
         """Weights (bohr^3) of all points."""
         on_grid = np.full(density.num_points, self.grid.dv)
         return np.concatenate([on_grid, *(sphere.weights for sphere in self.spheres.values())])
-
-
-def _spheres(functional: CiderFunctional, setups: Sequence[Any]) -> dict[int, AugmentationSphere]:
-    """The spheres of atoms, the same object for each setup; none for pseudopotentials."""
-    by_setup: dict[Any, AugmentationSphere] = {}
-    spheres = {}
-    for atom, setup in enumerate(setups):
-        if setup.xc_correction is None:
-            continue
-        if setup not in by_setup:
-            by_setup[setup] = augmentation_sphere(setup.xc_correction, functional.needs_tau)
-        spheres[atom] = by_setup[setup]
-    return spheres
