@@ -50,7 +50,7 @@ def isoorbital_indicator(
     Zero for one orbital, one for the uniform gas. Ref: Sun et al., PRL 111, 106401 (2013).
     """
     alpha = (tau - weizsaecker_tau(rho, sigma)) / thomas_fermi_tau(rho)
-    return jnp.maximum(alpha, _LEAST_ALPHA)
+    return _above_least(alpha)
 
 
 def bounded_gradient(
@@ -72,5 +72,10 @@ def bounded_kinetic_ratio(
     rho: Float[Array, "*shape"], sigma: Float[Array, "*shape"], tau: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
     r"""Kinetic energy density mapped to [-1, 1): :math:`(\tau - \tau_0)/(\tau + \tau_0)`."""
-    ratio = jnp.maximum(tau / thomas_fermi_tau(rho), _LEAST_ALPHA)
+    ratio = _above_least(tau / thomas_fermi_tau(rho))
     return 1 - 2 / (ratio + 1)
+
+
+def _above_least(alpha: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Values of zero and above as they are; others go to the least smoothly, twice at zero."""
+    return jnp.where(alpha < 0, _LEAST_ALPHA * jnp.tanh(alpha / _LEAST_ALPHA), alpha)
