@@ -4,14 +4,23 @@ import warnings
 from typing import Any
 
 import numpy as np
+from gpaw.core import UGDesc
+from gpaw.fftw import get_efficient_fft_size
+from gpaw.new.builder import create_uniform_grid
 from gpaw.new.pw.builder import PWDFTComponentsBuilder
-from gpaw.new.xc import create_functional
 from gpaw.new.pw.pot_calc import PlaneWavePotentialCalculator
+from gpaw.new.xc import create_functional
 from gpaw.utilities import pack_density
 
 from cider.functional import CiderFunctional
 from cider.plugins.gpaw.functional import learned_functional
 from cider.plugins.gpaw.learned_energy import LearnedEnergy
+
+FINER = 1.4
+"""Points of the grid of the energy for each of that of wave functions, along a vector.
+
+That is as many as GPAW's finer grid has by default.
+"""
 
 PRELIMINARY = (
     "nonlocal features with PAW data sets are preliminary: atomisation energies with a surrogate "
@@ -69,6 +78,26 @@ class CiderBuilder(PWDFTComponentsBuilder):
             warnings.warn(PRELIMINARY, stacklevel=2)
         learned = LearnedEnergy(functional, self.fine_grid, self.setups, self.relpos_ac)
         self.xc = learned_functional(self.xc.xc, learned)
+
+    def create_uniform_grids(self) -> tuple[UGDesc, UGDesc]:
+        """That of wave functions, which holds their products unless told, and that of the energy.
+
+        GPAW's holds half of their kinetic energies, and twice as many points along each vector are
+        what its energy takes. What is folded back makes densities negative and tau less than that
+        of one orbital: in vacuum, potentials followed that noise.
+        """
+        grid = create_uniform_grid(
+            "pw",
+            self.params.gpts,
+            self.atoms.cell,
+            self.atoms.pbc,
+            self.ibz.symmetries,
+            h=self.params.h,
+            ecut=2 * self.ecut,
+            comm=self.communicators["d"],
+        )
+        sizes = [get_efficient_fft_size(round(FINER * size)) for size in grid.size_c]
+        return grid, grid.new(size=sizes)
 
     def create_potential_calculator(self) -> "CiderPotentialCalculator":
         """GPAW's, which passes density matrices on to the functional."""
