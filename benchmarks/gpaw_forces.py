@@ -85,14 +85,18 @@ def main() -> None:
     print("| | | force (eV/Å) | off by | trace of the stress / 3 (eV/Å³) | off by |")
     print("|" + " --- |" * 6)
     for (system, name, *_), row in done.items():
-        cells = [f"{row[key]:.6f} | {abs(row[key] - row[key + '_by_difference']):.1e}" for key in
-                 ("force", "pressure")]
+        cells = [
+            f"{row[key]:.6f} | {abs(row[key] - row[key + '_by_difference']):.1e}"
+            for key in ("force", "pressure")
+        ]
         print(f"| {system} | {name} | {' | '.join(cells)} |")
 
 
 def rows_of(results: Path) -> list[dict]:
     """What has been calculated."""
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    return (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
 
 
 def compared(system: str, functional: str, settings: argparse.Namespace) -> dict[str, float]:

@@ -46,8 +46,8 @@ _NEGLIGIBLE = 1e-17
 _BLOCK = 16
 """Shells that are treated alike."""
 
-_TOGETHER = 4
-"""Spheres that are treated together: more gain little, and take memory."""
+_CHANNELS = 4
+"""Channels that are transformed together: they stay in a processor's cache."""
 
 AtShells = Float[np.ndarray, "lm shell _"]
 """Coefficients of spherical harmonics on shells, of each exponent."""
@@ -349,27 +349,20 @@ class AugmentedConvolution(GaussianConvolution):
     ) -> Complex[np.ndarray, "wave channel"]:
         """Waves of charges at the nodes of all spheres."""
         total = np.zeros((len(self.indices), num_channels), dtype=complex)
-        for own, atoms in self._together():
+        for own, atoms in self._atoms_of_species():
             total += own.waves.waves_of([nodes[atom] for atom in atoms], self.centers[atoms])
         return total
 
     def _at_nodes(self, waves: Complex[np.ndarray, "wave channel"]) -> list[AtNodes]:
         """Waves at the nodes of each sphere."""
-        at_nodes = {
-            atom: values
-            for own, atoms in self._together()
-            for atom, values in zip(
-                atoms, own.waves.at_nodes(waves, self.centers[atoms]), strict=True
-            )
-        }
+        at_nodes: dict[int, AtNodes] = {}
+        for own, atoms in self._atoms_of_species():
+            at_nodes |= zip(atoms, own.waves.at_nodes(waves, self.centers[atoms]), strict=True)
         return [at_nodes[atom] for atom in range(len(self.centers))]
 
-    def _together(self) -> Iterator[tuple[_Species, list[int]]]:
-        """Spheres of a species, a few at a time."""
+    def _atoms_of_species(self) -> Iterator[tuple[_Species, list[int]]]:
         for index, own in enumerate(self.species):
-            atoms = [atom for atom, kind in enumerate(self.species_of) if kind == index]
-            for start in range(0, len(atoms), _TOGETHER):
-                yield own, atoms[start : start + _TOGETHER]
+            yield own, [atom for atom, kind in enumerate(self.species_of) if kind == index]
 
     def _transform(
         self, values: Float[np.ndarray, "point channel"]
@@ -386,18 +379,18 @@ class AugmentedConvolution(GaussianConvolution):
     ) -> Float[np.ndarray, "point channel"]:
         nx, ny, nz = self.mesh
         values = np.empty((self._size, waves.shape[1]))
+        every_wave = np.zeros((nx * ny * (nz // 2 + 1), _CHANNELS), dtype=complex)
         for some in _channels(waves):
             own = waves[:, some]
-            every_wave = np.zeros((nx * ny * (nz // 2 + 1), own.shape[1]), dtype=complex)
-            every_wave[self.indices] = own
-            by_mesh = irfftn(every_wave.reshape(nx, ny, nz // 2 + 1, -1), self.mesh, axes=(0, 1, 2))
-            values[:, some] = by_mesh.reshape(self._size, -1)
+            every_wave[self.indices, : own.shape[1]] = own
+            by_mesh = every_wave[:, : own.shape[1]].reshape(nx, ny, nz // 2 + 1, -1)
+            values[:, some] = irfftn(by_mesh, self.mesh, axes=(0, 1, 2)).reshape(self._size, -1)
         return values
 
 
 def _channels(values: Shaped[np.ndarray, "row channel"]) -> Iterator[slice]:
-    """All channels, a few at a time: their transforms stay in a processor's cache."""
-    return (slice(start, start + 4) for start in range(0, values.shape[1], 4))
+    """All channels, a few at a time."""
+    return (slice(start, start + _CHANNELS) for start in range(0, values.shape[1], _CHANNELS))
 
 
 @float64

@@ -5,7 +5,7 @@ r"""Plane waves of charges inside a sphere, harmonic by harmonic, and back.
             \int j_l(G r)\, \rho_{lm}(r)\, r^2 dr
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import no_type_check
 
 import equinox as eqx
@@ -19,11 +19,14 @@ from cider.features.spherical import (
     harmonics_recurrence,
     real_spherical_harmonics,
 )
-from cider.features.wave_runs import WaveRuns
+from cider.features.wave_runs import WaveRun, WaveRuns
 from cider.features.waves import Waves
 
 AtNodes = Float[np.ndarray, "lm _ channel"]
 """Coefficients of spherical harmonics at nodes, of each channel."""
+
+_TOGETHER = 2**22
+"""Numbers of all atoms at the samples of runs that are treated together."""
 
 
 class SphereWaves(eqx.Module):
@@ -45,42 +48,43 @@ class SphereWaves(eqx.Module):
         self, charges: Sequence[AtNodes], centers: Float[np.ndarray, "atom xyz"]
     ) -> Complex[np.ndarray, "wave channel"]:
         """Waves of charges at the nodes about each centre (bohr), in all."""
-        phases, num_channels = 4 * np.pi * self._phases(centers), charges[0].shape[2]
-        of_length = np.concatenate([self._at_samples(own, self.bessel) for own in charges], axis=2)
-        pairs = [
-            (harmonics, of_length[:, lms].copy())
-            for harmonics, lms in zip(self.harmonics, self._parities, strict=True)
-        ]
-        total = np.empty((len(phases), num_channels), dtype=complex)
-        for run in self.runs:
-            even, odd = (
-                run.spread(harmonics[run.waves]) @ own[run.samples].reshape(-1, own.shape[2])
-                for harmonics, own in pairs
-            )
-            _sum_over_centers(phases[run.waves], even, odd, total[run.waves])
+        of_atoms, num_channels = np.concatenate(charges, axis=2), charges[0].shape[2]
+        vectors, harmonics, columns = self.waves.vectors, self.harmonics, of_atoms.shape[2]
+        total = np.empty((len(vectors), num_channels), dtype=complex)
+        for samples, runs in self._blocks(columns):
+            radial = [own[:, samples] for own in self.bessel]
+            by_parity = [_at_samples(of_atoms, radial, ls) for ls in self._parities]
+            for run in runs:
+                even, odd = (
+                    run.spread(lms[run.waves]) @ own[run.samples].reshape(-1, columns)
+                    for lms, own in zip(harmonics, by_parity, strict=True)
+                )
+                phases = 4 * np.pi * _phases(vectors[run.waves], centers)
+                _sum_over_centers(phases, even, odd, total[run.waves])
         return total
 
     def at_nodes(
         self, waves: Complex[np.ndarray, "wave channel"], centers: Float[np.ndarray, "atom xyz"]
     ) -> list[AtNodes]:
         """Sums over waves and their conjugates at the nodes: the transpose of ``waves_of``."""
-        factors = self._factors(centers)
+        (vectors, shares), harmonics = self.waves, self.harmonics
         columns = len(centers) * waves.shape[1]
-        parities = [np.empty((len(self.runs.samples), len(lms), columns)) for lms in self._parities]
-        pairs = list(zip(parities, self.harmonics, strict=True))
-        for run in self.runs:
-            parts = _parts(waves[run.waves], factors[run.waves])
-            for (own, harmonics), part in zip(pairs, parts, strict=True):
-                by_run = run.spread(harmonics[run.waves]).T @ part
-                own[run.samples] = by_run.reshape(-1, own.shape[1], columns)
-        of_length = np.empty((len(self.runs.samples), len(self.bessel) ** 2, columns))
-        for own, lms in zip(parities, self._parities, strict=True):
-            of_length[:, lms] = own
-        at_nodes = [
-            np.tensordot(_sign(l) * bessel, of_length[:, _harmonics_of(l)], 1)
-            for l, bessel in enumerate(self.bessel)
-        ]
-        return np.split(np.concatenate(at_nodes, axis=1).swapaxes(0, 1), len(centers), axis=2)
+        at_nodes = np.zeros((len(self.bessel) ** 2, len(self.nodes), columns))
+        for samples, runs in self._blocks(columns):
+            num_samples = samples.stop - samples.start
+            by_parity = [np.empty((num_samples, lms.shape[1], columns)) for lms in harmonics]
+            for run in runs:
+                factors = _factors(vectors[run.waves], shares[run.waves], centers)
+                parts = _parts(waves[run.waves], factors)
+                for lms, part, own in zip(harmonics, parts, by_parity, strict=True):
+                    by_run = run.spread(lms[run.waves]).T @ part
+                    own[run.samples] = by_run.reshape(-1, *own.shape[1:])
+            for ls, own in zip(self._parities, by_parity, strict=True):
+                ends = np.cumsum([2 * l + 1 for l in ls])[:-1]
+                for l, of_l in zip(ls, np.split(own, ends, axis=1), strict=True):
+                    seen = np.tensordot(_sign(l) * self.bessel[l][:, samples], of_l, 1)
+                    at_nodes[_harmonics_of(l)] += seen.swapaxes(0, 1)
+        return np.split(at_nodes, len(centers), axis=2)
 
     def center_derivative(
         self,
@@ -99,17 +103,18 @@ class SphereWaves(eqx.Module):
         center: Float[np.ndarray, " xyz"],
     ) -> Float[np.ndarray, "xyz xyz"]:
         """Derivative of the same by strain, which changes waves and leaves the sphere."""
-        seen = _parts(waves, self._factors(center[None]))
+        vectors, shares = self.waves
+        seen = _parts(waves, _factors(vectors, shares, center[None]))
         arguments = np.outer(self.nodes, self.runs.samples)
         slopes = [
             self.nodes[:, None] * spherical_jn(l, arguments, derivative=True)
             for l in range(len(self.bessel))
         ]
-        by_harmonics = self._by_harmonics(seen, self._at_samples(charges, self.bessel))
-        by_slopes = self._by_harmonics(seen, self._at_samples(charges, slopes))
+        by_harmonics = self._by_harmonics(seen, charges, self.bessel)
+        by_slopes = self._by_harmonics(seen, charges, slopes)
         along_length = sum(
-            np.sum(by_slopes[lms].T * harmonics, axis=1)
-            for lms, harmonics in zip(self._parities, self.harmonics, strict=True)
+            np.sum(by_slopes[_all_harmonics_of(ls)].T * harmonics, axis=1)
+            for ls, harmonics in zip(self._parities, self.harmonics, strict=True)
         )
         directions = self.waves.directions
         along_sphere = np.empty((3, len(directions)))
@@ -122,41 +127,53 @@ class SphereWaves(eqx.Module):
         by_wave = directions * along_length[:, None]
         by_wave += along_sphere.T / np.maximum(self.waves.lengths, 1e-30)[:, None]
         by_wave[self.waves.lengths == 0] = 0.0
-        return -self.waves.vectors.T @ by_wave
-
-    def _at_samples(
-        self, charges: AtNodes, radial: Sequence[Float[np.ndarray, "node sample"]]
-    ) -> Float[np.ndarray, "sample lm channel"]:
-        """What charges make of each harmonic, at the lengths of samples."""
-        by_l = [
-            np.tensordot(_sign(l) * own, charges[_harmonics_of(l)], ((0,), (1,)))
-            for l, own in enumerate(radial)
-        ]
-        return np.concatenate(by_l, axis=1)
+        return -vectors.T @ by_wave
 
     def _by_harmonics(
         self,
         seen: Sequence[Float[np.ndarray, "wave channel"]],
-        of_length: Float[np.ndarray, "sample lm channel"],
+        charges: AtNodes,
+        radial: Sequence[Float[np.ndarray, "node sample"]],
     ) -> Float[np.ndarray, "lm wave"]:
         """Derivatives by the harmonics of each wave."""
-        result = np.empty((of_length.shape[1], len(seen[0])))
-        for parts, lms in zip(seen, self._parities, strict=True):
+        result = np.empty((len(charges), len(seen[0])))
+        for parts, ls in zip(seen, self._parities, strict=True):
+            of_length, lms = _at_samples(charges, radial, ls), _all_harmonics_of(ls)
             for run in self.runs:
-                own = np.tensordot(of_length[run.samples, lms], parts[run.waves], ((2,), (1,)))
+                own = np.tensordot(of_length[run.samples], parts[run.waves], ((2,), (1,)))
                 result[lms, run.waves] = np.einsum("gs,smg->mg", run.coefficients, own)
         return result
 
+    def _blocks(self, columns: int) -> Iterator[tuple[slice, list[WaveRun]]]:
+        """Runs that are treated together, for so many columns of each harmonic."""
+        return self.runs.blocks(_TOGETHER // (columns * len(self.bessel) ** 2))
+
     @property
-    def _parities(self) -> list[Int[np.ndarray, " lm"]]:
+    def _parities(self) -> list[range]:
         return _parities(len(self.bessel) - 1)
 
-    def _factors(self, centers: Float[np.ndarray, "atom xyz"]) -> Complex[np.ndarray, "wave atom"]:
-        """Of waves as harmonics about each centre see them, each with its conjugate."""
-        return 4 * np.pi * self.waves.shares[:, None] * self._phases(centers).conj()
 
-    def _phases(self, centers: Float[np.ndarray, "atom xyz"]) -> Complex[np.ndarray, "wave atom"]:
-        return np.exp(-1j * (self.waves.vectors @ centers.T))
+def _at_samples(
+    charges: AtNodes, radial: Sequence[Float[np.ndarray, "node sample"]], ls: Sequence[int]
+) -> Float[np.ndarray, "sample some_lm channel"]:
+    """What charges make of each harmonic of some l, at the lengths of samples."""
+    by_l = [np.tensordot(_sign(l) * radial[l], charges[_harmonics_of(l)], ((0,), (1,))) for l in ls]
+    return np.concatenate(by_l, axis=1)
+
+
+def _phases(
+    vectors: Float[np.ndarray, "wave xyz"], centers: Float[np.ndarray, "atom xyz"]
+) -> Complex[np.ndarray, "wave atom"]:
+    return np.exp(-1j * (vectors @ centers.T))
+
+
+def _factors(
+    vectors: Float[np.ndarray, "wave xyz"],
+    shares: Float[np.ndarray, " wave"],
+    centers: Float[np.ndarray, "atom xyz"],
+) -> Complex[np.ndarray, "wave atom"]:
+    """Of waves as harmonics about each centre see them, each with its conjugate."""
+    return 4 * np.pi * shares[:, None] * _phases(vectors, centers).conj()
 
 
 def _parts(
@@ -217,10 +234,13 @@ def _harmonics_of(l: int) -> slice:
     return slice(l * l, (l + 1) ** 2)
 
 
-def _parities(lmax: int) -> list[Int[np.ndarray, " lm"]]:
-    """Numbers of the harmonics of even l and of odd l."""
-    l = np.sqrt(np.arange((lmax + 1) ** 2)).astype(int)
-    return [np.flatnonzero(l % 2 == parity) for parity in range(2)]
+def _all_harmonics_of(ls: Sequence[int]) -> Int[np.ndarray, " some_lm"]:
+    return np.concatenate([np.arange(l * l, (l + 1) ** 2) for l in ls])
+
+
+def _parities(lmax: int) -> list[range]:
+    """Even l and odd l."""
+    return [range(parity, lmax + 1, 2) for parity in range(2)]
 
 
 def sphere_waves(
@@ -232,7 +252,7 @@ def sphere_waves(
     """
     angles, nodes = _nodes(radii[-1], waves.lengths.max())
     harmonics = real_spherical_harmonics(waves.directions, lmax)
-    even, odd = (np.ascontiguousarray(harmonics[lms].T) for lms in _parities(lmax))
+    even, odd = (np.ascontiguousarray(harmonics[_all_harmonics_of(ls)].T) for ls in _parities(lmax))
     return SphereWaves(
         waves=waves,
         runs=runs,

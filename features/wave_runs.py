@@ -55,6 +55,21 @@ class WaveRuns(eqx.Module):
                 own.reshape(waves, samples),
             )
 
+    def blocks(self, num_samples: int) -> Iterator[tuple[slice, list[WaveRun]]]:
+        """Runs one after the other with at most so many samples, but one at least.
+
+        Where their samples are among all, and runs whose samples are counted from there.
+        """
+        start, block = 0, list[WaveRun]()
+        for run in self:
+            if block and run.samples.stop - start > num_samples:
+                yield slice(start, start := run.samples.start), block
+                block = []
+            own = slice(run.samples.start - start, run.samples.stop - start)
+            block.append(run._replace(samples=own))
+        if block:
+            yield slice(start, len(self.samples)), block
+
     def matrix_product(
         self,
         waves: Complex[np.ndarray, "wave cin"],
