@@ -100,7 +100,7 @@ def rows_of(results: Path) -> list[dict]:
 
 
 def compared(system: str, functional: str, settings: argparse.Namespace) -> dict[str, float]:
-    """Force along the direction, and a third of the trace of the stress: of GPAW, and by energies."""
+    """Force and a third of the trace of the stress: those of GPAW, and by energies."""
 
     def calculated(step: float = 0.0, scale: float = 1.0, **mesh: Any) -> Atoms:
         atoms = SYSTEMS[system]()

@@ -15,6 +15,7 @@ import gpaw
 from ase import Atoms
 from gpaw import GPAW, PW
 from gpaw.dft import XC
+from gpaw.new.pw.hamiltonian import PWHamiltonian
 from gpaw.utilities import pack_density
 from gpaw.xc.gga import GGA
 from gpaw.xc.libxc import LibXC
@@ -27,6 +28,7 @@ from cider.features.nldf import Nldf, NldfExponent
 from cider.plugins.ase import Cider
 from cider.plugins.gpaw.augmentation import augmentation_sphere
 from cider.plugins.gpaw.functional import learned_functional
+from cider.plugins.gpaw.hamiltonian import ProductRuleHamiltonian
 from cider.plugins.gpaw.learned_energy import LearnedEnergy
 from cider.plugins.gpaw.parameter import CiderXC
 from cider.plugins.gpaw.semilocal import semilocal_functional
@@ -192,6 +194,27 @@ def test_pseudo_densities_are_those_of_orbitals():
     assert own.rho.min() > 0
     of_one_orbital = np.sum(own.grad_rho**2, axis=1) / (8 * own.rho)
     assert np.max(np.abs(own.tau - of_one_orbital)) < 1e-5 * np.max(own.tau)
+
+
+@pytest.mark.parametrize("kpts", [(1, 1, 1), (2, 1, 1)], ids=["real waves", "complex waves"])
+def test_hamiltonian_by_the_product_rule(kpts):
+    """As GPAW's, term by term, on the grid that holds products of waves; not on coarser ones."""
+    atoms = hydrogen(mixed("MGGA", toy_nldf()), gpts=None, kpts=kpts, convergence=FIRST_STEPS)
+    energy_of(atoms)
+    dft = atoms.calc.dft
+    own, waves = dft.scf_loop.hamiltonian, dft.ibzwfs._wfs_u[-1].psit_nX
+    assert isinstance(own, ProductRuleHamiltonian)
+    (vt_R,), (dedtaut_R,) = dft.potential.vt_sR, dft.potential.dedtaut_sR
+    applied, expected = waves.new(), waves.new()
+    own._apply_with_tau(vt_R, dedtaut_R, waves, applied)
+    gpaws = PWHamiltonian(vt_R.desc, waves.desc.dtype)
+    gpaws.apply_local_potential(vt_R, waves, expected)
+    gpaws.apply_mgga(dedtaut_R, waves, expected)
+    largest = np.max(np.abs(expected.data))
+    assert np.max(np.abs(applied.data - expected.data)) < 1e-13 * largest
+    coarse = hydrogen(mixed("MGGA", toy_nldf()))
+    coarse.calc.create_new_calculation(coarse)
+    assert type(coarse.calc.dft.scf_loop.hamiltonian) is PWHamiltonian
 
 
 @pytest.mark.parametrize(

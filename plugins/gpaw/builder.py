@@ -8,12 +8,14 @@ from gpaw.core import UGDesc
 from gpaw.fftw import get_efficient_fft_size
 from gpaw.new.builder import create_uniform_grid
 from gpaw.new.pw.builder import PWDFTComponentsBuilder
+from gpaw.new.pw.hamiltonian import PWHamiltonian
 from gpaw.new.pw.pot_calc import PlaneWavePotentialCalculator
 from gpaw.new.xc import create_functional
 from gpaw.utilities import pack_density
 
 from cider.functional import CiderFunctional
 from cider.plugins.gpaw.functional import learned_functional
+from cider.plugins.gpaw.hamiltonian import ProductRuleHamiltonian
 from cider.plugins.gpaw.learned_energy import LearnedEnergy
 
 FINER = 1.4
@@ -98,6 +100,12 @@ class CiderBuilder(PWDFTComponentsBuilder):
         )
         sizes = [get_efficient_fft_size(round(FINER * size)) for size in grid.size_c]
         return grid, grid.new(size=sizes)
+
+    def create_hamiltonian_operator(self, blocksize: int = 10) -> PWHamiltonian:
+        """GPAW's, or that of grids like ours."""
+        if self.grid.ekin_max() < 4 * self.ecut:
+            return super().create_hamiltonian_operator(blocksize)
+        return ProductRuleHamiltonian(self.grid, self.dtype)
 
     def create_potential_calculator(self) -> "CiderPotentialCalculator":
         """GPAW's, which passes density matrices on to the functional."""
