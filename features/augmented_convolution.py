@@ -46,7 +46,7 @@ _NEGLIGIBLE = 1e-17
 _BLOCK = 16
 """Shells that are treated alike."""
 
-_CHANNELS = 4
+_CHANNELS = 8
 """Channels that are transformed together: they stay in a processor's cache."""
 
 AtShells = Float[np.ndarray, "lm shell _"]
