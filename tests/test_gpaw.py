@@ -178,10 +178,11 @@ def test_calculations_start_with_the_potential_of_pbe():
     """Without orbitals there is no kinetic energy density that a functional could read."""
     atoms = hydrogen(mixed("MGGA", toy_nldf()))
     atoms.calc.create_new_calculation(atoms)
-    functional, first = atoms.calc.dft.pot_calc.xc, atoms.calc.dft.potential
-    assert first.dedtaut_sR is None
-    assert functional.learned.functional.needs_tau
-    assert not hasattr(functional, "matrices")
+    dft = atoms.calc.dft
+    assert dft.potential.dedtaut_sR is None
+    assert not hasattr(dft.pot_calc.xc, "matrices")
+    first_step = next(dft.iconverge())
+    assert first_step.potential.dedtaut_sR is not None
 
 
 def test_pseudo_densities_are_those_of_orbitals():

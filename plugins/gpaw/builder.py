@@ -1,6 +1,7 @@
 """What builds a plane-wave calculation with a learned functional."""
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from gpaw.new.builder import create_uniform_grid
 from gpaw.new.pw.builder import PWDFTComponentsBuilder
 from gpaw.new.pw.hamiltonian import PWHamiltonian
 from gpaw.new.pw.pot_calc import PlaneWavePotentialCalculator
+from gpaw.new.scf import SCFLoop
 from gpaw.new.xc import create_functional
 from gpaw.utilities import pack_density
 
@@ -101,6 +103,21 @@ class CiderBuilder(PWDFTComponentsBuilder):
         sizes = [get_efficient_fft_size(round(FINER * size)) for size in grid.size_c]
         return grid, grid.new(size=sizes)
 
+    def create_scf_loop(self) -> "CiderScfLoop":
+        """GPAW's, which begins with the orbitals' kinetic energy density."""
+        loop = super().create_scf_loop()
+        own = CiderScfLoop(
+            loop.hamiltonian,
+            loop.occ_calc,
+            loop.eigensolver,
+            loop.mixer,
+            loop.comm,
+            {},
+            loop.maxiter,
+        )
+        own.convergence = loop.convergence
+        return own
+
     def create_hamiltonian_operator(self, blocksize: int = 10) -> PWHamiltonian:
         """GPAW's, or that of grids like ours."""
         if self.grid.ekin_max() < 4 * self.ecut:
@@ -125,13 +142,35 @@ class CiderBuilder(PWDFTComponentsBuilder):
         )
 
 
+class CiderScfLoop(SCFLoop):
+    """Begins with the functional itself as soon as there are orbitals: one to three steps less."""
+
+    def iterate(
+        self,
+        ibzwfs: Any,
+        density: Any,
+        potential: Any,
+        energies: Any,
+        pot_calc: "CiderPotentialCalculator",
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Steps of the iteration, as those of GPAW's."""
+        lacks_tau = density.taut_sR is not None and potential.dedtaut_sR is None
+        if lacks_tau and all(wfs.has_occs for wfs in ibzwfs):
+            density.update_ked(ibzwfs)
+            potential, energies, _ = pot_calc.calculate(density, ibzwfs)
+        yield from super().iterate(ibzwfs, density, potential, energies, pot_calc, **options)
+
+
 class CiderPotentialCalculator(PlaneWavePotentialCalculator):
     """Tells the functional of the atoms before it is evaluated on the grid."""
 
     xc: Any
 
     def calculate_without_orbitals(self, *arguments: Any, **more: Any) -> Any:
-        """PBE's, as for GPAW's hybrids: what a start lacks is the kinetic energy density."""
+        """PBE's, as for GPAW's hybrids, where the functional reads the kinetic energy density."""
+        if self.xc.type != "MGGA":
+            return super().calculate_without_orbitals(*arguments, **more)
         learned, self.xc = self.xc, create_functional("PBE", self.fine_grid)
         try:
             return super().calculate_without_orbitals(*arguments, **more)
