@@ -233,6 +233,21 @@ def test_alpha_of_a_broken_density_is_clamped():
 # Exponents
 
 
+@pytest.mark.parametrize(
+    "descriptor", [semilocal.bounded_isoorbital, semilocal.bounded_kinetic_ratio]
+)
+def test_kinetic_energy_below_that_of_one_orbital_leaves_potentials_smooth(descriptor):
+    """Derivatives neither jump nor bend, from well above zero down to where they vanish."""
+    one = jnp.ones(1)
+    steps = jnp.linspace(-0.08, 0.04, 1201)[:, None] * semilocal.thomas_fermi_tau(one)[None]
+    slope = jax.grad(lambda tau: descriptor(one, 0 * one, tau)[0])
+    slopes = jax.vmap(slope)(steps)[:, 0]
+    assert slopes[0] < 1e-5 * slopes[-1]
+    # A kink would change them by all that they are in one of the steps.
+    assert jnp.max(jnp.abs(jnp.diff(slopes))) < 0.01 * jnp.max(slopes)
+    assert jnp.max(jnp.abs(jnp.diff(slopes, 2))) < 3e-4 * jnp.max(slopes)
+
+
 @pytest.mark.parametrize("exponent", [NldfExponent(0.5), NldfExponent(2.0, 0.3, 1.0)], ids=str)
 def test_exponent_stays_within_its_bounds_and_rises_with_the_density(exponent):
     rho = jnp.geomspace(DENSITY_CUTOFF, 1e12, 200)

@@ -185,6 +185,16 @@ def test_calculations_start_with_the_potential_of_pbe():
     assert first_step.potential.dedtaut_sR is not None
 
 
+def test_mixing_is_that_asked_for():
+    def first_step(**settings):
+        atoms = hydrogen(mixed("GGA"), **settings)
+        atoms.calc.create_new_calculation(atoms)
+        return atoms.calc.dft.scf_loop.mixer.beta
+
+    assert first_step() == 0.25
+    assert first_step(mixer={"beta": 0.05}) == 0.05
+
+
 def test_pseudo_densities_are_those_of_orbitals():
     """On the grid of the energy, by default: of one orbital here, and nowhere negative."""
     atoms = hydrogen(mixed("MGGA", toy_nldf()), gpts=None)
@@ -255,13 +265,21 @@ def test_closed_shell_with_one_and_two_spins():
 
 PARALLEL = """
 from gpaw.mpi import world
-from test_gpaw import FIRST_STEPS, TIGHT, energy_of, hydrogen, nonlocal_without_tau
+from test_gpaw import (
+    FIRST_STEPS, TIGHT, energy_of, hydrogen, mixed, nonlocal_without_tau, toy_nldf
+)
 
 # The solver for eigenstates takes other steps where bands are shared out: to their end.
-for key, convergence in (("domain", FIRST_STEPS), ("kpt", FIRST_STEPS), ("band", TIGHT)):
+local, with_tau = nonlocal_without_tau(), mixed("MGGA", toy_nldf())
+for key, convergence, functional, gpts in (
+    ("domain", FIRST_STEPS, local, (8, 8, 8)),
+    ("domain", FIRST_STEPS, with_tau, None),
+    ("kpt", FIRST_STEPS, local, (8, 8, 8)),
+    ("band", TIGHT, local, (8, 8, 8)),
+):
     parallel = {key: world.size} if world.size > 1 else {}
     settings = dict(convergence=convergence, kpts=(2, 1, 1), nbands=2, parallel=parallel)
-    atoms = hydrogen(nonlocal_without_tau(), **settings)
+    atoms = hydrogen(functional, gpts=gpts, **settings)
     values = [energy_of(atoms), *atoms.get_forces().ravel(), *atoms.get_stress()]
     if world.rank == 0:
         print(*values)

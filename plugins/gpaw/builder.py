@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from gpaw.core import UGDesc
+from gpaw.dft import MSR1
 from gpaw.fftw import get_efficient_fft_size
 from gpaw.new.builder import create_uniform_grid
 from gpaw.new.pw.builder import PWDFTComponentsBuilder
@@ -25,6 +26,9 @@ FINER = 1.4
 
 That is as many as GPAW's finer grid has by default.
 """
+
+FIRST_STEP = 0.25
+"""Of the density, as a share of the way to that of the first orbitals; GPAW's own is 0.05."""
 
 PRELIMINARY = (
     "nonlocal features with PAW data sets are preliminary: atomisation energies with a surrogate "
@@ -103,6 +107,16 @@ class CiderBuilder(PWDFTComponentsBuilder):
         sizes = [get_efficient_fft_size(round(FINER * size)) for size in grid.size_c]
         return grid, grid.new(size=sizes)
 
+    def create_mixer(self) -> Any:
+        """GPAW's, but where none is asked for its first step is longer.
+
+        After GPAW's short one, the next goes up to fifty times as far: in N2 to densities below
+        zero, of which nothing converged.
+        """
+        if "mixer" not in self.params.todict():
+            self.params.mixer = MSR1(beta=FIRST_STEP)
+        return super().create_mixer()
+
     def create_scf_loop(self) -> "CiderScfLoop":
         """GPAW's, which begins with the orbitals' kinetic energy density."""
         loop = super().create_scf_loop()
@@ -166,6 +180,12 @@ class CiderPotentialCalculator(PlaneWavePotentialCalculator):
     """Tells the functional of the atoms before it is evaluated on the grid."""
 
     xc: Any
+
+    def calculate(self, density: Any, *arguments: Any, **more: Any) -> Any:
+        """Potential, energies and corrections; without orbitals where a new cell has none yet."""
+        if self.xc.type == "MGGA" and not density.taut_sR.data.any():
+            return self.calculate_without_orbitals(density, *arguments, **more)
+        return super().calculate(density, *arguments, **more)
 
     def calculate_without_orbitals(self, *arguments: Any, **more: Any) -> Any:
         """PBE's, as for GPAW's hybrids, where the functional reads the kinetic energy density."""
