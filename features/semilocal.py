@@ -77,5 +77,9 @@ def bounded_kinetic_ratio(
 
 
 def _above_least(alpha: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Values of zero and above as they are; others go to the least smoothly, twice at zero."""
-    return jnp.where(alpha < 0, _LEAST_ALPHA * jnp.tanh(alpha / _LEAST_ALPHA), alpha)
+    """Values above half of the least as they are; others go to it, without kinks in derivatives.
+
+    Closer to zero, second derivatives would follow the rounding of one orbital's density.
+    """
+    half = _LEAST_ALPHA / 2
+    return jnp.where(alpha < half, half + half * jnp.tanh(alpha / half - 1), alpha)

@@ -239,7 +239,7 @@ def test_alpha_of_a_broken_density_is_clamped():
 def test_kinetic_energy_below_that_of_one_orbital_leaves_potentials_smooth(descriptor):
     """Derivatives neither jump nor bend, from well above zero down to where they vanish."""
     one = jnp.ones(1)
-    steps = jnp.linspace(-0.08, 0.04, 1201)[:, None] * semilocal.thomas_fermi_tau(one)[None]
+    steps = jnp.linspace(-0.08, 0.04, 2401)[:, None] * semilocal.thomas_fermi_tau(one)[None]
     slope = jax.grad(lambda tau: descriptor(one, 0 * one, tau)[0])
     slopes = jax.vmap(slope)(steps)[:, 0]
     assert slopes[0] < 1e-5 * slopes[-1]
