@@ -32,7 +32,7 @@ FIRST_STEP = 0.25
 
 PRELIMINARY = (
     "nonlocal features with PAW data sets are preliminary: atomisation energies with a surrogate "
-    "of PBE0 were 0.1 eV off (N2 at 500 eV); compare cutoffs, see docs/gpaw.md"
+    "of PBE0 are 0.05 eV off (N2 at 500 eV); compare cutoffs, see docs/gpaw.md"
 )
 
 
