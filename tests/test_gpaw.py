@@ -92,7 +92,7 @@ def test_core_densities_are_seen():
     def first_energy(xc):
         atoms = Atoms("Li", cell=(2.8, 2.8, 2.8), pbc=True)
         settings = {"gpts": (12, 12, 12), "txt": None, "convergence": FIRST_STEPS}
-        atoms.calc = GPAW(mode=PW(CUTOFF), xc=xc, **settings)
+        atoms.calc = GPAW(mode=PW(CUTOFF), xc=xc, mixer={"beta": 0.05}, **settings)
         return energy_of(atoms)
 
     difference = first_energy(mixed("MGGA", size=0.0)) - first_energy(LibxcPBE("PBE"))
