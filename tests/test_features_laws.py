@@ -230,9 +230,6 @@ def test_alpha_of_a_broken_density_is_clamped():
     assert semilocal.bounded_isoorbital(one, 100 * one, 0 * one)[0] == pytest.approx(-1 - 2 / 99)
 
 
-# Exponents
-
-
 @pytest.mark.parametrize(
     "descriptor", [semilocal.bounded_isoorbital, semilocal.bounded_kinetic_ratio]
 )
@@ -246,6 +243,9 @@ def test_kinetic_energy_below_that_of_one_orbital_leaves_potentials_smooth(descr
     # A kink would change them by all that they are in one of the steps.
     assert jnp.max(jnp.abs(jnp.diff(slopes))) < 0.01 * jnp.max(slopes)
     assert jnp.max(jnp.abs(jnp.diff(slopes, 2))) < 3e-4 * jnp.max(slopes)
+
+
+# Exponents
 
 
 @pytest.mark.parametrize("exponent", [NldfExponent(0.5), NldfExponent(2.0, 0.3, 1.0)], ids=str)

@@ -10,7 +10,7 @@ There the product rule is exact, and the term of the kinetic energy density take
 from typing import Any
 
 import numpy as np
-from gpaw.core import UGArray
+from gpaw.core import UGArray, UGDesc
 from gpaw.core.plane_waves import PWArray
 from gpaw.new.pw.hamiltonian import PWHamiltonian
 from jaxtyping import Float
@@ -21,6 +21,10 @@ from cider.features.waves import waves_of_grid
 
 class ProductRuleHamiltonian(PWHamiltonian):
     """GPAW's, but where a functional of the kinetic energy density is applied."""
+
+    def __init__(self, grid: UGDesc, dtype: Any):
+        super().__init__(grid, dtype)
+        self.squares = waves_of_grid(grid.cell, grid.size).lengths ** 2
 
     def apply(
         self,
@@ -46,7 +50,7 @@ class ProductRuleHamiltonian(PWHamiltonian):
         self, vt_R: UGArray, dedtaut_R: UGArray, psit_nG: PWArray, out_nG: PWArray
     ) -> None:
         by_tau = dedtaut_R.gather(broadcast=True).data
-        local = vt_R.gather(broadcast=True).data + laplacian(by_tau, vt_R.desc.cell) / 4
+        local = vt_R.gather(broadcast=True).data + self._laplacian(by_tau) / 4
         comm, waves = psit_nG.desc.comm, psit_nG.desc.new(comm=None)
         kinetic, on_grid, every_wave = waves.ekin_G, self.plan.tmp_R, self.plan.tmp_Q
         indices = waves.indices(every_wave.shape)
@@ -71,11 +75,7 @@ class ProductRuleHamiltonian(PWHamiltonian):
                 applied += psit_G
             out_nG[bands].scatter_from_all(applied)
 
-
-def laplacian(
-    values: Float[np.ndarray, "nx ny nz"], cell: Float[np.ndarray, "vector xyz"]
-) -> Float[np.ndarray, "nx ny nz"]:
-    """Of a periodic function on the grid of a cell (rows, bohr)."""
-    waves = rfftn(values)
-    waves *= -(waves_of_grid(cell, values.shape).lengths.reshape(waves.shape) ** 2)
-    return irfftn(waves, values.shape)
+    def _laplacian(self, values: Float[np.ndarray, "nx ny nz"]) -> Float[np.ndarray, "nx ny nz"]:
+        waves = rfftn(values)
+        waves *= -self.squares.reshape(waves.shape)
+        return irfftn(waves, values.shape)
