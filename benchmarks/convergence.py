@@ -96,8 +96,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("convergence.jsonl"))
     settings = parser.parse_args()
 
-    lines = settings.results.read_text().splitlines() if settings.results.exists() else []
-    rows = map(json.loads, lines)
+    rows = harness.rows_in(settings.results)
     known = {row["system"]: row for row in rows if row["settings"] == compared_settings(settings)}
     for name in settings.systems:
         if name not in known:

@@ -71,7 +71,7 @@ def main() -> None:
     settings = parser.parse_args()
     warnings.filterwarnings("ignore", message="nonlocal features with PAW data sets")
 
-    done = {tuple(row["key"]): row for row in rows_of(settings.results)}
+    done = {tuple(row["key"]): row for row in harness.rows_in(settings.results)}
     for system in settings.systems:
         for name in settings.functionals:
             key = (system, name, settings.cutoff, settings.kpts)
@@ -90,13 +90,6 @@ def main() -> None:
             for key in ("force", "pressure")
         ]
         print(f"| {system} | {name} | {' | '.join(cells)} |")
-
-
-def rows_of(results: Path) -> list[dict]:
-    """What has been calculated."""
-    return (
-        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    )
 
 
 def compared(system: str, functional: str, settings: argparse.Namespace) -> dict[str, float]:

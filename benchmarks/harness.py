@@ -226,3 +226,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = [f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def rows_in(results: Path) -> list[dict[str, Any]]:
+    """What has been calculated: the lines of a file, none where there is no file yet."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    return [json.loads(line) for line in lines]

@@ -68,8 +68,7 @@ def main() -> None:
     reference = json.loads(settings.reference.read_text())
     lattice = {row["name"]: row for row in reference["lattice58"]}
     gaps = {row["formula"]: row for row in reference["gaps"] if "structure" in row}
-    lines = settings.results.read_text().splitlines() if settings.results.exists() else []
-    known = {key_of(row): row for row in map(json.loads, lines)}
+    known = {key_of(row): row for row in harness.rows_in(settings.results)}
     for solid in settings.solids:
         for functional in settings.functionals:
             own = {

@@ -36,8 +36,7 @@ def main() -> None:
     elements = {symbol for s in chosen for symbol in s.symbols}
     needed = [a for a in atoms() if a.name in elements] + chosen
     columns = [settings.hybrid, settings.semilocal, *settings.functionals]
-    lines = settings.results.read_text().splitlines() if settings.results.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = harness.rows_in(settings.results)
     known = {
         (row["system"], row["functional"]): row
         for row in rows
