@@ -11,6 +11,7 @@ from typing import Any
 import harness
 import numpy as np
 from ase import Atoms
+from ase.build import molecule
 from ase.units import Bohr
 from gpaw import GPAW, PW
 from gpaw.new.xc import GGAFunctional, MGGAFunctional
@@ -31,9 +32,12 @@ from cider.plugins.gpaw.learned_energy import LearnedEnergy
 from cider.plugins.gpaw.semilocal import semilocal_functional
 from cider.plugins.pyscf.grids import becke_convolution
 
-SYSTEMS = {"He": (("He", [(0, 0, 0)]), 0), "Ne": (("Ne", [(0, 0, 0)]), 0)}
-SYSTEMS |= {"N": (("N", [(0, 0, 0)]), 3), "N2": (("N2", [(0, 0, 0), (0, 0, 1.0976)]), 0)}
-"""Symbols and positions (angstrom), and unpaired electrons."""
+UNPAIRED = {"H": 1, "He": 0, "N": 3, "O": 2, "Ne": 0, "Mg": 0, "Si": 2, "Ar": 0}
+"""Electrons of atoms."""
+
+MOLECULES = {"N2": molecule("N2"), "H2O": molecule("H2O"), "SiH4": molecule("SiH4")}
+MOLECULES |= {"MgO": Atoms("MgO", [(0, 0, 0), (0, 0, 1.749)])}
+SYSTEMS = {symbol: Atoms(symbol) for symbol in UNPAIRED} | MOLECULES
 
 LIBXC = ("GGA_X_PBE", "MGGA_X_SCAN")
 LEARNED = ("x-sl-mgga", "x-nldf")
@@ -47,7 +51,7 @@ def main() -> None:
     for system in settings.systems:
         for name, in_gpaw, rebuilt in compared(settings, system):
             print(
-                f"{system:3} {settings.cutoff:.0f} eV {name:12} {in_gpaw:.6f} {rebuilt:.6f} Ha "
+                f"{system:4} {settings.cutoff:.0f} eV {name:12} {in_gpaw:.6f} {rebuilt:.6f} Ha "
                 f"{1e3 * (in_gpaw - rebuilt):+.3f} mHa",
                 flush=True,
             )
@@ -91,9 +95,12 @@ class Present:
     """The converged PBE density of a system in a box."""
 
     def __init__(self, settings: argparse.Namespace, system: str):
-        (symbols, positions), unpaired = SYSTEMS[system]
-        self.atoms = Atoms(symbols, positions, cell=[settings.box] * 3, pbc=True)
+        self.atoms = SYSTEMS[system].copy()
+        self.atoms.set_cell([settings.box] * 3)
+        self.atoms.pbc = True
         self.atoms.center()
+        self.atoms.set_initial_magnetic_moments(None)
+        unpaired = UNPAIRED.get(system, 0)
         parameters: dict[str, Any] = {"convergence": {"density": 1e-6}, "txt": None}
         if unpaired:
             self.atoms.set_initial_magnetic_moments([unpaired])

@@ -66,7 +66,11 @@ def _with_cider_builder(dft_component_builder: Any) -> Any:
 def require_supported_gpaw() -> None:
     """Raise ``ImportError`` unless this version of GPAW, and what we use of it, is known."""
     import gpaw
+    from gpaw.new.builder import create_uniform_grid
+    from gpaw.new.pw.builder import PWDFTComponentsBuilder
+    from gpaw.new.pw.hamiltonian import PWHamiltonian
     from gpaw.new.pw.pot_calc import PlaneWavePotentialCalculator
+    from gpaw.new.scf import SCFLoop
     from gpaw.new.xc import Functional
 
     first, beyond = SUPPORTED
@@ -76,14 +80,30 @@ def require_supported_gpaw() -> None:
             f"learned functionals run on GPAW 26.7 up to, but not including, 27: this is "
             f"{gpaw.__version__}; pip install 'cider-xc[gpaw]'"
         )
-    calculator = PlaneWavePotentialCalculator
+    builder, calculator = PWDFTComponentsBuilder, PlaneWavePotentialCalculator
     expected = {
+        create_uniform_grid: "mode gpts cell pbc symmetries h interpolation ecut comm",
+        builder.create_uniform_grids: "self",
+        builder.create_mixer: "self",
+        builder.create_scf_loop: "self",
+        builder.create_hamiltonian_operator: "self blocksize",
+        builder.create_potential_calculator: "self",
+        SCFLoop: "hamiltonian occ_calc eigensolver mixer comm convergence maxiter",
+        SCFLoop.iterate: (
+            "self ibzwfs density potential energies pot_calc maxiter calculate_forces log"
+        ),
+        PWHamiltonian.apply: (
+            "self vt_sR dedtaut_sR ibzwfs D_asii psit_nG out spin calculate_energy"
+        ),
         Functional.calculate: "self nt_sr taut_sr",
         Functional.calculate_paw_correction: "self setup d h a",
         Functional.stress_contribution: "self ibzwfs density interpolate",
+        calculator.calculate: "self density ibzwfs vHt_x kpt_band_comm",
+        calculator.calculate_without_orbitals: "self density ibzwfs vHt_x kpt_band_comm",
         calculator.calculate_pseudo_potential: "self density ibzwfs vHt_h",
         calculator.move: "self relpos_ac atomdist",
         calculator.force_contributions: "self Q_aL density potential",
+        calculator.stress: "self ibzwfs density potential",
     }
     for method, parameters in expected.items():
         found = " ".join(inspect.signature(method).parameters)
