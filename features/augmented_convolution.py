@@ -44,8 +44,8 @@ GAUSSIAN_WAVES = 0.8
 """Waves that Gaussians have, as a share of the shortest one of the grid.
 
 Half of all are left out then, of which sources have little: exchange of N and N2 changes by up to
-0.3 mHa at 400 and 600 eV, the energies of C and MgO by 0.8 and 0.5 meV, towards those of grids twice
-and 1.5 times as fine. With 0.7 N2 changed by 1 mHa.
+0.3 mHa at 400 and 600 eV, the energies of C and MgO by 0.8 and 0.5 meV, towards those of finer
+grids. With 0.7 N2 changed by 1 mHa.
 """
 
 _NEGLIGIBLE = 1e-17
