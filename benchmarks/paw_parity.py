@@ -46,7 +46,7 @@ LEARNED = ("x-sl-mgga", "x-nldf")
 def main() -> None:
     parser = harness.options(__doc__, SYSTEMS)
     parser.add_argument("--cutoff", type=float, default=600.0, help="of plane waves, eV")
-    parser.add_argument("--box", type=float, default=6.0, help="length of the cubic cell, angstrom")
+    parser.add_argument("--box", type=float, default=9.0, help="length of the cubic cell, angstrom")
     settings = parser.parse_args()
     for system in settings.systems:
         for name, in_gpaw, rebuilt in compared(settings, system):
@@ -99,7 +99,6 @@ class Present:
         self.atoms.set_cell([settings.box] * 3)
         self.atoms.pbc = True
         self.atoms.center()
-        self.atoms.set_initial_magnetic_moments(None)
         unpaired = UNPAIRED.get(system, 0)
         parameters: dict[str, Any] = {"convergence": {"density": 1e-6}, "txt": None}
         if unpaired:
