@@ -40,14 +40,6 @@ With 1e-6 too much of what sharper ones make outside the sphere was missed (14 m
 of N2 at 400 eV), with 0.1 the grid did not resolve them (28 mHa); 0.01 differed by 3 mHa.
 """
 
-GAUSSIAN_WAVES = 0.8
-"""Waves that Gaussians have, as a share of the shortest one of the grid.
-
-Half of all are left out then, of which sources have little: exchange of N and N2 changes by up to
-0.3 mHa at 400 and 600 eV, the energies of C and MgO by 0.8 and 0.5 meV, towards those of finer
-grids. With 0.7 N2 changed by 1 mHa.
-"""
-
 _NEGLIGIBLE = 1e-17
 """Value of a sharp Gaussian, beside its largest, that is left out."""
 
@@ -182,8 +174,8 @@ class AugmentedConvolution(GaussianConvolution):
     """``GaussianConvolution`` on a uniform grid and in spheres; see ``augmented_convolution``.
 
     Points are those of the grid, then for each sphere those of its all-electron density, then of
-    its pseudo density, shells fastest. ``waves``, ordered by length, are at ``indices`` of the
-    grid's transform.
+    its pseudo density, shells fastest. ``waves`` are those of any direction that the grid holds,
+    at ``indices`` of its transform, ordered by length.
     """
 
     mesh: tuple[int, int, int] = eqx.field(static=True)
@@ -420,7 +412,8 @@ def augmented_convolution(
     lengths = every_wave.lengths
     shortest = np.min(np.pi * np.array([nx, ny, nz]) / np.linalg.norm(lattice, axis=1))
     order = np.argsort(lengths, kind="stable")
-    indices = order[lengths[order] < GAUSSIAN_WAVES * shortest]
+    # Not those of that very length, which would be in or out by rounding.
+    indices = order[lengths[order] < (1 - 1e-9) * shortest]
     waves = Waves(*(values[indices] for values in every_wave))
     longest = lengths[indices[-1]]
     mixing, gammas = ladder_of_sums(source_exponents, target_exponents)

@@ -36,13 +36,13 @@ def convolution():
     with jax.enable_x64(True):
         shells = product_sphere()
         yield augmented_convolution(
-            LATTICE, (38, 35, 33), CENTERS, [shells, shells], SOURCES, TARGETS
+            LATTICE, (30, 28, 26), CENTERS, [shells, shells], SOURCES, TARGETS
         )
 
 
 def test_transpose(convolution):
     random = np.random.default_rng(0)
-    size = 38 * 35 * 33 + 4 * convolution.species[0].shells.num_points
+    size = 30 * 28 * 26 + 4 * convolution.species[0].shells.num_points
     x, y = random.normal(size=(size, 3)), random.normal(size=(size, 4))
     forward, backward = np.vdot(y, convolution.apply(x)), np.vdot(convolution.transpose(y), x)
     assert abs(forward - backward) < 1e-10 * np.linalg.norm(x) * np.linalg.norm(
@@ -90,7 +90,7 @@ def test_a_gaussian_source_in_a_sphere(convolution):
     zeta = 12.0
     points = (shells.directions[:, None] * shells.radii[:, None]).reshape(-1, 3)
     shape = (0.5 + points[:, 0]) * np.exp(-zeta * np.sum(points**2, axis=1))
-    grid_size, sphere_size = 38 * 35 * 33, len(points)
+    grid_size, sphere_size = 30 * 28 * 26, len(points)
     sources = np.zeros((grid_size + 4 * sphere_size, 3))
     sources[grid_size : grid_size + sphere_size] = shape[:, None]
     fields = convolution.apply(sources)
@@ -117,7 +117,7 @@ def test_a_gaussian_source_in_a_sphere(convolution):
     elsewhere = periodic(points + CENTERS[1] - CENTERS[0])
     # Harmonics above LMAX are missing at the rim.
     assert np.max(np.abs(other - elsewhere)) < 5e-3 * np.max(np.abs(own))
-    mesh = np.stack(np.meshgrid(*(np.arange(n) / n for n in (38, 35, 33)), indexing="ij"), axis=-1)
+    mesh = np.stack(np.meshgrid(*(np.arange(n) / n for n in (30, 28, 26)), indexing="ij"), axis=-1)
     displacement = mesh.reshape(-1, 3) @ LATTICE - CENTERS[0] + LATTICE.sum(axis=0) / 2
     fractional = displacement @ np.linalg.inv(LATTICE)
     displacement = (fractional % 1 - 0.5) @ LATTICE
