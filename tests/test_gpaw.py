@@ -69,21 +69,35 @@ class LibxcPBE(XC):
         return GGA(LibXC("PBE"))
 
 
-@pytest.mark.parametrize(("level", "spinpol"), [("GGA", False), ("MGGA", True)])
-def test_zero_learned_part_is_pbe(level, spinpol):
-    """On the grid and in the spheres, for one and two spins.
+@pytest.mark.parametrize(
+    ("level", "spinpol", "setups", "bound"),
+    [("GGA", False, "hgh", 1e-5), ("MGGA", True, "paw", 1e-3)],
+    ids=["pseudopotentials", "PAW"],
+)
+def test_zero_learned_part_is_pbe(level, spinpol, setups, bound):
+    """On the grid, and in spheres as far as partial waves make the pseudo density there.
 
     Gradients of GPAW's PBE are finite differences, on a finer grid than ours.
     """
     settings = {"spinpol": spinpol, "magmoms": [0.0, 1.0] if spinpol else None}
-    settings["gpts"] = (24, 24, 24)
+    settings |= {"gpts": (24, 24, 24), "setups": setups}
     settings["occupations"] = {"name": "fermi-dirac", "width": 0.1}
     ours = hydrogen(mixed(level, size=0.0), **settings)
     pbe = hydrogen(LibxcPBE("PBE"), **settings)
     # libxc cuts small densities and spin polarisations off elsewhere.
-    assert abs(energy_of(ours) - energy_of(pbe)) < 1e-5
-    assert np.max(np.abs(ours.get_forces() - pbe.get_forces())) < 1e-4
-    assert np.max(np.abs(ours.get_stress() - pbe.get_stress())) < 1e-5
+    assert abs(energy_of(ours) - energy_of(pbe)) < bound
+    assert np.max(np.abs(ours.get_forces() - pbe.get_forces())) < max(bound, 1e-4)
+    assert np.max(np.abs(ours.get_stress() - pbe.get_stress())) < bound
+
+
+def test_all_electrons_are_counted():
+    """The density that the functional reads integrates to those of the atom, core included."""
+    atoms = Atoms("Ne", cell=(3.0, 3.0, 3.0), pbc=True)
+    atoms.calc = GPAW(mode=PW(300), xc="PBE", txt=None)
+    atoms.get_potential_energy()
+    whole, nt_sr, taut_sr = evaluated_in_gpaw(atoms, CiderFunctional("x-sl-mgga"))
+    density, weights = whole.learned._points(whole._density(nt_sr, taut_sr), whole.matrices)
+    assert abs(density.rho.sum(axis=0) @ weights - 10) < 1e-4
 
 
 def test_core_densities_are_seen():
@@ -96,14 +110,16 @@ def test_core_densities_are_seen():
         return energy_of(atoms)
 
     difference = first_energy(mixed("MGGA", size=0.0)) - first_energy(LibxcPBE("PBE"))
-    # GPAW's derivatives by the radius are differences of neighbours: 3e-4 eV on any grid.
-    assert abs(difference) < 5e-4
+    # GPAW's derivatives by the radius are differences of neighbours: 3e-4 eV on any grid. As much
+    # is what partial waves lack of the pseudo density.
+    assert abs(difference) < 1e-3
 
 
 def test_one_orbital_has_the_least_tau_of_its_density():
     """On the grid and in the sphere of helium: exchange, which reads it, is that of the least tau.
 
-    The coarse grid holds all waves of the density, which is then that of an orbital.
+    The coarse grid holds all waves of the density, which is then that of an orbital; in the sphere
+    it is so as far as partial waves make it.
     """
     functional = CiderFunctional("x-sl-mgga")
     atoms = Atoms("He", cell=(4.0, 4.0, 4.0), pbc=True)
@@ -114,7 +130,7 @@ def test_one_orbital_has_the_least_tau_of_its_density():
     density, weights = whole.learned._points(whole._density(nt_sr, taut_sr), whole.matrices)
     least = Density(density.rho, density.grad_rho, least_tau(density))
     energies = [functional.learned_energy(own, weights) for own in (density, least)]
-    assert abs(energies[0] - energies[1]) < 1e-5
+    assert abs(energies[0] - energies[1]) < 2e-4
 
 
 def least_tau(density: Density) -> np.ndarray:
@@ -129,7 +145,7 @@ def test_one_orbital_in_a_sphere():
     correction = atoms.calc.dft.setups[0].xc_correction
     orbital = np.random.default_rng(0).normal(size=correction.ni)
     matrices = pack_density(np.outer(orbital, orbital))[None]
-    density = augmentation_sphere(correction, needs_tau=True).apply(matrices)
+    density = augmentation_sphere(correction, needs_tau=True).all_electron.apply(matrices)
     sigma = np.sum(density.grad_rho**2, axis=1)
     # Not tau less sigma / (8 rho), which rounding makes anything where the orbital has a node.
     assert np.max(np.abs(8 * density.rho * density.tau - sigma)) < 1e-12 * np.max(sigma)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.interpolate import make_interp_spline
 
 from cider.density import Density
-from cider.features.augmented_convolution import SphericalShells
+from cider.features.spheres_in_grid import SphericalShells
 
 NUM_SHELLS = 60
 """Shells of a sphere: more change the exchange of N, Ne, Mg and Si by at most 0.012 mHa."""
@@ -58,9 +58,11 @@ class PartialWaveDensity(eqx.Module):
 
 
 class AugmentationSphere(eqx.Module):
-    """All-electron and pseudo densities of a PAW data set, one after the other.
+    """What the partial waves of a PAW data set add to the pseudo density in a sphere.
 
-    Both are on the points of the same shells.
+    There the density of all electrons is the pseudo density itself with the difference of
+    all-electron and pseudo partial waves. Their own pseudo density would be that of the grid only
+    as far as the partial waves are complete: for the atom of oxygen, to 4 per cent.
     """
 
     all_electron: PartialWaveDensity
@@ -76,14 +78,20 @@ class AugmentationSphere(eqx.Module):
         weights = self.shells.weights.ravel()
         return np.concatenate([weights, -weights])
 
-    def apply(self, matrices: Float[np.ndarray, "spin packed"]) -> Density:
-        """Densities of packed density matrices."""
-        return joined([self.all_electron.apply(matrices), self.pseudo.apply(matrices)])
+    def apply(self, pseudo: Density, matrices: Float[np.ndarray, "spin packed"]) -> Density:
+        """Densities of all electrons and then pseudo densities at the points of the shells.
 
-    def transpose(self, by_density: Density) -> Float[np.ndarray, "spin packed"]:
-        """The transposed map."""
-        true, pseudo = split(by_density, [by_density.num_points // 2] * 2)
-        return self.all_electron.transpose(true) + self.pseudo.transpose(pseudo)
+        Of the pseudo density at these points, and of packed density matrices.
+        """
+        waves = self.all_electron.apply(matrices), self.pseudo.apply(matrices)
+        added = jax.tree.map(np.subtract, *waves)
+        return joined([jax.tree.map(np.add, pseudo, added), pseudo])
+
+    def transpose(self, by_density: Density) -> tuple[Density, Float[np.ndarray, "spin packed"]]:
+        """The transposed map: derivatives by the pseudo density and by density matrices."""
+        by_true, by_pseudo = split(by_density, [by_density.num_points // 2] * 2)
+        by_matrices = self.all_electron.transpose(by_true) - self.pseudo.transpose(by_true)
+        return jax.tree.map(np.add, by_true, by_pseudo), by_matrices
 
 
 def augmentation_sphere(correction: Any, needs_tau: bool) -> AugmentationSphere:

@@ -4,17 +4,18 @@ from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
-from ase.units import Hartree
+from ase.units import Bohr, Hartree
 from gpaw import GPAW, PW, KohnShamConvergenceError
 from gpaw.new.pw.hybrids import non_self_consistent_hybrid_xc_energy
 from gpaw.utilities import pack_density
 from jaxtyping import Float
 
 from cider.density import Density
-from cider.features.augmented_convolution import SphericalShells
 from cider.features.spectral_gradient import spectral_gradient
-from cider.plugins.gpaw.augmentation import augmentation_spheres, joined
+from cider.features.spheres_in_grid import SphericalShells, spheres_in_grid
+from cider.plugins.gpaw.augmentation import augmentation_spheres
 from cider.plugins.gpaw.hook import require_supported_gpaw
+from cider.plugins.gpaw.paw_density import PawDensity
 
 _PARTLY = 1e-3
 """Occupation, and lack of one, that an insulator's states do not have."""
@@ -85,18 +86,22 @@ def crystal_density(
     grid = pseudo_rho.desc
     rho = pseudo_rho.data.reshape(1, -1)
     tau = state.pot_calc.interpolate(state.density.taut_sR).data.reshape(1, -1)
-    parts = [Density(rho, spectral_gradient(grid.cell, grid.size).apply(rho), tau)]
-    weights = [np.full(rho.size, grid.dv)]
+    pseudo = Density(rho, spectral_gradient(grid.cell, grid.size).apply(rho), tau)
     spheres = augmentation_spheres(state.setups, needs_tau=True)
-    for atom, sphere in spheres.items():
-        matrix = np.array([pack_density(own.real) for own in state.density.D_asii[atom]])
-        parts.append(sphere.apply(matrix))
-        weights.append(sphere.weights)
+    shells = [sphere.shells for sphere in spheres.values()]
+    centers = atoms.positions / Bohr
+    all_electrons = PawDensity(
+        grid, spheres, spheres_in_grid(grid.cell, grid.size, centers, shells)
+    )
+    matrices = {
+        atom: np.array([pack_density(own.real) for own in state.density.D_asii[atom]])
+        for atom in spheres
+    }
     return CrystalDensity(
-        joined(parts),
-        np.concatenate(weights),
+        all_electrons.apply(pseudo, matrices),
+        all_electrons.weights,
         tuple(int(count) for count in grid.size),
-        tuple(sphere.shells for sphere in spheres.values()),
+        tuple(shells),
         float(sum(exchange)) / Hartree,
         float(total_energy),
     )

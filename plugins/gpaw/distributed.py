@@ -1,7 +1,7 @@
 """Linear maps of points that are spread over the ranks of a domain decomposition."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,10 +10,11 @@ from gpaw.core import UGDesc
 from jaxtyping import Float, Int
 
 from cider.conventions import AnyArray
-from cider.features.augmented_convolution import AugmentedConvolution, augmented_convolution
+from cider.features.augmented_convolution import AugmentedConvolution
 from cider.features.convolution import GaussianConvolution
-from cider.features.nldf import Nldf
 from cider.features.spectral_gradient import SpectralGradient, spectral_gradient
+from cider.features.sphere_interpolation import SphereInterpolation
+from cider.features.spheres_in_grid import SpheresInGrid
 from cider.plugins.gpaw.augmentation import AugmentationSphere
 
 
@@ -53,10 +54,54 @@ class DistributedConvolution(GaussianConvolution):
     def _gathered(
         self, values: Float[AnyArray, "grid channel"]
     ) -> Float[np.ndarray, "all channel"]:
-        everywhere = np.zeros((self.whole.num_points, values.shape[1]))
-        everywhere[self.points] = values
+        return _gathered(values, self.points, self.whole.num_points, self.comm)
+
+
+class DistributedInterpolation(eqx.Module):
+    """``SphereInterpolation`` to this rank's spheres, of a grid of which it has its ``points``."""
+
+    whole: SphereInterpolation
+    points: Int[np.ndarray, " grid"]
+    comm: Any = eqx.field(static=True)
+
+    def apply(
+        self, values: Float[np.ndarray, "grid channel"]
+    ) -> list[Float[np.ndarray, "point channel"]]:
+        """As ``SphereInterpolation.apply``."""
+        return self.whole.apply(self._gathered(values))
+
+    def transpose(
+        self, by_points: Sequence[Float[np.ndarray, "point channel"]], num_channels: int
+    ) -> Float[np.ndarray, "grid channel"]:
+        """As ``SphereInterpolation.transpose``, of the spheres of all ranks."""
+        everywhere = self.whole.transpose(by_points, num_channels)
         self.comm.sum(everywhere)
-        return everywhere
+        return everywhere[self.points]
+
+    def derivative(
+        self,
+        values: Float[np.ndarray, "grid channel"],
+        by_points: Sequence[Float[np.ndarray, "point channel"]],
+    ) -> Float[np.ndarray, "atom xyz"]:
+        """As ``SphereInterpolation.derivative``."""
+        return self.whole.derivative(self._gathered(values), by_points)
+
+    def strain_derivative(
+        self,
+        values: Float[np.ndarray, "grid channel"],
+        by_points: Sequence[Float[np.ndarray, "point channel"]],
+    ) -> Float[np.ndarray, "xyz xyz"]:
+        """As ``SphereInterpolation.strain_derivative``."""
+        return self.whole.strain_derivative(self._gathered(values), by_points)
+
+    def moved(self, centers: Float[np.ndarray, "atom xyz"]) -> "DistributedInterpolation":
+        """The same for other positions (bohr) of this rank's atoms."""
+        return DistributedInterpolation(self.whole.moved(centers), self.points, self.comm)
+
+    def _gathered(
+        self, values: Float[np.ndarray, "grid channel"]
+    ) -> Float[np.ndarray, "all channel"]:
+        return _gathered(values, self.points, self.whole.spheres.size, self.comm)
 
 
 class DistributedGradient(eqx.Module):
@@ -93,21 +138,20 @@ def distributed_gradient(grid: UGDesc) -> DistributedGradient | SpectralGradient
     return DistributedGradient(whole, _points_of_rank(grid), grid.comm)
 
 
+def distributed_interpolation(
+    grid: UGDesc, own: SpheresInGrid
+) -> DistributedInterpolation | SphereInterpolation:
+    """The values of a grid, of which each rank has its part, in this rank's own spheres."""
+    whole = SphereInterpolation(own)
+    if grid.comm.size == 1:
+        return whole
+    return DistributedInterpolation(whole, _points_of_rank(grid), grid.comm)
+
+
 def distributed_convolution(
-    grid: UGDesc,
-    spheres: Mapping[int, AugmentationSphere],
-    relpos_ac: Float[np.ndarray, "atom 3"],
-    nldf: Nldf,
+    whole: AugmentedConvolution, grid: UGDesc, spheres: Mapping[int, AugmentationSphere]
 ) -> DistributedConvolution | AugmentedConvolution:
     """The convolution of the grid and of all spheres, of which each rank has its share."""
-    whole = augmented_convolution(
-        grid.cell,
-        grid.size,
-        relpos_ac[list(spheres)] @ grid.cell,
-        [sphere.shells for sphere in spheres.values()],
-        nldf.source_ladder.exponents,
-        nldf.target_ladder.exponents,
-    )
     if grid.comm.size == 1:
         return whole
     points, start = [_points_of_rank(grid)], math.prod(grid.size)
@@ -117,6 +161,16 @@ def distributed_convolution(
             points.append(np.arange(start, end))
         start = end
     return DistributedConvolution(whole, np.concatenate(points), grid.comm)
+
+
+def _gathered(
+    values: Float[AnyArray, "own channel"], points: Int[np.ndarray, " own"], size: int, comm: Any
+) -> Float[np.ndarray, "all channel"]:
+    """Values at the points of all ranks."""
+    everywhere = np.zeros((size, values.shape[1]))
+    everywhere[points] = values
+    comm.sum(everywhere)
+    return everywhere
 
 
 def _points_of_rank(grid: UGDesc) -> Int[np.ndarray, " grid"]:

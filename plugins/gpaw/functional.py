@@ -12,7 +12,8 @@ from jaxtyping import Float
 from cider.density import Density
 from cider.features.spectral_gradient import SpectralGradient
 from cider.plugins.gpaw.distributed import DistributedGradient, distributed_gradient
-from cider.plugins.gpaw.learned_energy import LearnedEnergy, Matrices
+from cider.plugins.gpaw.learned_energy import LearnedEnergy
+from cider.plugins.gpaw.paw_density import Matrices
 
 
 class WithLearnedPart:

@@ -1,14 +1,10 @@
-r"""The learned part of the energy: a function of the pseudo density and of atomic density matrices.
+"""The learned part of the energy: a function of the pseudo density and of atomic density matrices.
 
-.. math:: E[\tilde n, D] = \int e(\tilde n) + \sum_a \int_a \left(e(n_a[D_a])
-          - e(\tilde n_a[D_a])\right)
-
-is one sum over points: those of the uniform grid, and those of all augmentation spheres with the
-signs of their two densities. One derivative gives the potential on the grid and the atomic
-Hamiltonians.
+It is one sum over the points of ``PawDensity``, whose transpose gives the potential on the grid and
+the atomic Hamiltonians at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,17 +13,12 @@ from gpaw.core import UGDesc
 from jaxtyping import Float
 
 from cider.density import Density
-from cider.features.augmented_convolution import AugmentedConvolution
+from cider.features.augmented_convolution import AugmentedConvolution, augmented_convolution
+from cider.features.spheres_in_grid import spheres_in_grid
 from cider.functional import CiderFunctional
-from cider.plugins.gpaw.augmentation import (
-    augmentation_spheres,
-    joined,
-    split,
-)
+from cider.plugins.gpaw.augmentation import augmentation_spheres
 from cider.plugins.gpaw.distributed import DistributedConvolution, distributed_convolution
-
-Matrices = Mapping[int, Float[np.ndarray, "spin packed"]]
-"""Packed density matrices of atoms, or the derivatives by them."""
+from cider.plugins.gpaw.paw_density import Matrices, PawDensity
 
 
 class LearnedEnergy:
@@ -45,22 +36,26 @@ class LearnedEnergy:
     ):
         self.functional = functional
         self.grid = grid
-        all_spheres = augmentation_spheres(setups, functional.needs_tau)
-        self.atoms = list(all_spheres)
-        self.spheres = {
-            atom: sphere
-            for atom, sphere in all_spheres.items()
-            if atom % grid.comm.size == grid.comm.rank
-        }
+        spheres = augmentation_spheres(setups, functional.needs_tau)
+        centers = relpos_ac[list(spheres)] @ grid.cell
+        where = grid.cell, grid.size, centers, [sphere.shells for sphere in spheres.values()]
         nldf = functional.learned.descriptors.nldf
         self.convolution: DistributedConvolution | AugmentedConvolution | None = None
+        in_grid = None
         if nldf is not None:
-            self.convolution = distributed_convolution(grid, all_spheres, relpos_ac, nldf)
+            ladders = nldf.source_ladder.exponents, nldf.target_ladder.exponents
+            whole = augmented_convolution(*where, *ladders)
+            self.convolution, in_grid = distributed_convolution(whole, grid, spheres), whole.spheres
+        elif spheres:
+            in_grid = spheres_in_grid(*where)
+        self.all_electrons = PawDensity(grid, spheres, in_grid)
 
     def move(self, relpos_ac: Float[np.ndarray, "atom 3"]) -> None:
         """New positions of the atoms, in units of the lattice vectors."""
+        centers = relpos_ac[self.all_electrons.atoms] @ self.grid.cell
+        self.all_electrons.move(centers)
         if self.convolution is not None:
-            self.convolution = self.convolution.moved(relpos_ac[self.atoms] @ self.grid.cell)
+            self.convolution = self.convolution.moved(centers)
 
     def energy_and_derivatives(
         self, density: Density, matrices: Matrices
@@ -70,14 +65,11 @@ class LearnedEnergy:
         That by the density is divided by the volume of a grid point, as potentials are. Energy
         and density matrices are of all ranks.
         """
-        parts = self._densities(density, matrices)
         energy, by_points = self.functional.learned_energy_and_potential(
-            joined(parts), self._weights(density), self.convolution
+            *self._points(density, matrices), self.convolution
         )
-        by_grid, *by_spheres = split(by_points, [part.num_points for part in parts])
-        by_matrices = {atom: np.zeros_like(matrix) for atom, matrix in matrices.items()}
-        for atom, by_sphere in zip(self.spheres, by_spheres, strict=True):
-            by_matrices[atom] = self.spheres[atom].transpose(by_sphere)
+        by_grid, by_own = self.all_electrons.transpose(by_points)
+        by_matrices = {atom: by_own.get(atom, np.zeros_like(own)) for atom, own in matrices.items()}
         for atom in sorted(by_matrices):
             self.grid.comm.sum(by_matrices[atom])
         potential = jax.tree.map(lambda array: array / self.grid.dv, by_grid)
@@ -86,15 +78,19 @@ class LearnedEnergy:
     def forces(self, density: Density, matrices: Matrices) -> Float[np.ndarray, "atom xyz"]:
         """Forces (Ha/bohr) at fixed pseudo density and density matrices, of all ranks.
 
-        They come from the spheres, between which nonlocal features change as they move.
+        They come from the spheres, which see another part of the pseudo density as they move, and
+        between which nonlocal features change.
         """
+        by_points, derivative = self.functional.learned_potential_and_grid_derivative(
+            *self._points(density, matrices), self.convolution
+        )
         forces = np.zeros((len(matrices), 3))
-        if self.convolution is not None and self.atoms:
-            points, weights = self._points(density, matrices)
-            _, derivative = self.functional.learned_potential_and_grid_derivative(
-                points, weights, self.convolution
-            )
-            forces[self.atoms] -= np.asarray(derivative.centers)
+        forces[list(self.all_electrons.spheres)] = -self.all_electrons.derivative(
+            density, by_points
+        )
+        self.grid.comm.sum(forces)
+        if derivative.centers is not None:
+            forces[self.all_electrons.atoms] -= np.asarray(derivative.centers)
         return forces
 
     def strain_derivative(
@@ -102,9 +98,13 @@ class LearnedEnergy:
     ) -> Float[np.ndarray, "xyz xyz"]:
         """This rank's part of what strain makes of the energy (Ha) at unchanged densities."""
         points, weights = self._points(density, matrices)
+        _, by_points = self.functional.learned_energy_and_potential(
+            points, weights, self.convolution
+        )
+        strain = self.all_electrons.strain_derivative(density, by_points)
         on_grid = weights.copy()
         on_grid[density.num_points :] = 0.0
-        strain = self.functional.learned_energy(points, on_grid, self.convolution) * np.eye(3)
+        strain += self.functional.learned_energy(points, on_grid, self.convolution) * np.eye(3)
         if self.convolution is not None:
             of_all = self.functional.learned_strain_derivative(points, weights, self.convolution)
             strain += of_all / self.grid.comm.size
@@ -114,13 +114,4 @@ class LearnedEnergy:
         self, density: Density, matrices: Matrices
     ) -> tuple[Density, Float[np.ndarray, " point"]]:
         """Densities at all points of this rank, and their weights."""
-        return joined(self._densities(density, matrices)), self._weights(density)
-
-    def _densities(self, density: Density, matrices: Matrices) -> list[Density]:
-        """Densities on the grid and in each sphere."""
-        return [density, *(sphere.apply(matrices[atom]) for atom, sphere in self.spheres.items())]
-
-    def _weights(self, density: Density) -> Float[np.ndarray, " point"]:
-        """Weights (bohr^3) of all points."""
-        on_grid = np.full(density.num_points, self.grid.dv)
-        return np.concatenate([on_grid, *(sphere.weights for sphere in self.spheres.values())])
+        return self.all_electrons.apply(density, matrices), self.all_electrons.weights

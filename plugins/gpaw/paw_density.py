@@ -1,0 +1,120 @@
+r"""The density of all electrons, linear in the pseudo density and in atomic density matrices.
+
+.. math:: n(\mathbf r) = \tilde n(\mathbf r) + \sum_a \Delta n_a[D_a](\mathbf r - \mathbf R_a)
+
+It is integrated over the points of the uniform grid, where it is the pseudo density, and in each
+augmentation sphere over those of both densities, the pseudo density's with negative weights.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from gpaw.core import UGDesc
+from jaxtyping import Float
+
+from cider.density import Density
+from cider.features.sphere_interpolation import SphereInterpolation
+from cider.features.spheres_in_grid import SpheresInGrid
+from cider.plugins.gpaw.augmentation import AugmentationSphere, joined, split
+from cider.plugins.gpaw.distributed import DistributedInterpolation, distributed_interpolation
+
+Matrices = Mapping[int, Float[np.ndarray, "spin packed"]]
+"""Packed density matrices of atoms, or the derivatives by them."""
+
+
+class PawDensity:
+    """The linear map to this rank's part of the grid, and to its share of the spheres.
+
+    ``every_sphere`` are those of all atoms, which are ``in_grid``; none for pseudopotentials.
+    """
+
+    def __init__(
+        self,
+        grid: UGDesc,
+        every_sphere: Mapping[int, AugmentationSphere],
+        in_grid: SpheresInGrid | None,
+    ):
+        self.grid = grid
+        self.atoms = list(every_sphere)
+        self.spheres = {
+            atom: sphere
+            for atom, sphere in every_sphere.items()
+            if atom % grid.comm.size == grid.comm.rank
+        }
+        self.interpolation: DistributedInterpolation | SphereInterpolation | None = None
+        if in_grid is not None and every_sphere:
+            own = in_grid.of_atoms([self.atoms.index(atom) for atom in self.spheres])
+            self.interpolation = distributed_interpolation(grid, own)
+
+    def move(self, centers: Float[np.ndarray, "atom xyz"]) -> None:
+        """New positions (bohr) of the atoms that have spheres."""
+        if self.interpolation is not None:
+            own = [self.atoms.index(atom) for atom in self.spheres]
+            self.interpolation = self.interpolation.moved(centers[own])
+
+    @property
+    def weights(self) -> Float[np.ndarray, " point"]:
+        """Weights (bohr^3) of all points of this rank."""
+        on_grid = np.full(np.prod(self.grid.mysize_c), self.grid.dv)
+        return np.concatenate([on_grid, *(sphere.weights for sphere in self.spheres.values())])
+
+    def apply(self, density: Density, matrices: Matrices) -> Density:
+        """Densities at all points: on the grid, and in each sphere."""
+        if self.interpolation is None:
+            return density
+        in_spheres = self.interpolation.apply(_columns(density))
+        parts = [density]
+        for (atom, sphere), own in zip(self.spheres.items(), in_spheres, strict=True):
+            parts.append(sphere.apply(_from_columns(own, density), matrices[atom]))
+        return joined(parts)
+
+    def transpose(self, by_points: Density) -> tuple[Density, Matrices]:
+        """The transposed map: derivatives by the pseudo density and by this rank's matrices."""
+        by_grid, by_pseudo, by_matrices = self._by_parts(by_points)
+        if self.interpolation is not None:
+            num_channels = _columns(by_grid).shape[1]
+            by_values = self.interpolation.transpose(by_pseudo, num_channels)
+            by_grid = jax.tree.map(np.add, by_grid, _from_columns(by_values, by_grid))
+        return by_grid, by_matrices
+
+    def derivative(self, density: Density, by_points: Density) -> Float[np.ndarray, "own xyz"]:
+        """Derivative of ``by_points`` times the densities as this rank's spheres move."""
+        if self.interpolation is None:
+            return np.zeros((0, 3))
+        return self.interpolation.derivative(_columns(density), self._by_parts(by_points)[1])
+
+    def strain_derivative(
+        self, density: Density, by_points: Density
+    ) -> Float[np.ndarray, "xyz xyz"]:
+        """The same by strain, the pseudo density on the grid and density matrices unchanged."""
+        if self.interpolation is None:
+            return np.zeros((3, 3))
+        by_pseudo = self._by_parts(by_points)[1]
+        return self.interpolation.strain_derivative(_columns(density), by_pseudo)
+
+    def _by_parts(
+        self, by_points: Density
+    ) -> tuple[Density, list[Float[np.ndarray, "point channel"]], Matrices]:
+        """By the densities on the grid, by the pseudo density in spheres, and by matrices."""
+        sizes = [2 * sphere.shells.num_points for sphere in self.spheres.values()]
+        by_grid, *by_spheres = split(by_points, [by_points.num_points - sum(sizes), *sizes])
+        by_pseudo, by_matrices = [], {}
+        for (atom, sphere), own in zip(self.spheres.items(), by_spheres, strict=True):
+            by_own, by_matrices[atom] = sphere.transpose(own)
+            by_pseudo.append(_columns(by_own))
+        return by_grid, by_pseudo, by_matrices
+
+
+def _columns(density: Density) -> Float[np.ndarray, "grid channel"]:
+    """All ingredients of all spins, one column each."""
+    rows = [np.reshape(leaf, (-1, density.num_points)) for leaf in jax.tree.leaves(density)]
+    return np.ascontiguousarray(np.concatenate(rows).T)
+
+
+def _from_columns(values: Float[np.ndarray, "grid channel"], like: Density) -> Density:
+    """The inverse, for the ingredients and spins of another density."""
+    leaves, structure = jax.tree.flatten(like)
+    rows = np.split(values.T, np.cumsum([leaf[..., 0].size for leaf in leaves])[:-1])
+    shaped = [row.reshape(*leaf.shape[:-1], -1) for row, leaf in zip(rows, leaves, strict=True)]
+    return jax.tree.unflatten(structure, shaped)
