@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 from pyscf.pbc import dft, gto
-from toy_functionals import toy_exchange, toy_nldf
+from toy_functionals import toy_exchange, toy_nldf, toy_sdmx
 
 from cider import CiderFunctional
 
@@ -14,6 +14,9 @@ FUNCTIONALS = {
     "zero": CiderFunctional(toy_exchange("GGA", size=0.0), correlation="GGA_C_PBE"),
     "nonlocal": CiderFunctional(toy_exchange("MGGA", toy_nldf()), x_mix=0.25, semilocal="PBE"),
 }
+FUNCTIONALS["of the density matrix"] = CiderFunctional(
+    toy_exchange("MGGA", toy_nldf(), sdmx=toy_sdmx(), size=0.02), x_mix=0.25, semilocal="PBE"
+)
 ZERO = FUNCTIONALS["zero"]
 
 LATTICE = np.array([[4.2, 0.2, 0.1], [0.2, 4.0, 0.3], [0.1, 0.0, 4.4]])
@@ -60,6 +63,16 @@ def test_forces_and_stress_are_the_derivatives_of_the_energy(method):
     found += gradients.cell.vol * np.sum(stress * STRAIN)
     expected = slope(lambda step: solved(method, "nonlocal", step, step).e_tot, 4e-3)
     assert found == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("method", [pytest.param(dft.KRKS, marks=pytest.mark.slow), dft.KUKS])
+def test_forces_of_functionals_of_the_density_matrix(method):
+    name = "of the density matrix"
+    gradients = solved(method, name).nuc_grad_method()
+    expected = slope(lambda step: solved(method, name, step).e_tot, 1e-2)
+    assert np.sum(gradients.kernel() * DIRECTION) == pytest.approx(expected, abs=1e-7)
+    with pytest.raises(NotImplementedError, match=r"stress.*toy.*density matrix"):
+        gradients.get_stress()
 
 
 @pytest.mark.parametrize("method", [dft.KRKS, dft.KUKS])

@@ -399,8 +399,6 @@ def test_vibration_of_a_diatomic_molecule():
 
 def test_what_is_not_available_yet_raises_by_name():
     cell = pbcgto.M(atom="He", a=4 * np.eye(3), basis="6-31g", mesh=[9] * 3, verbose=0)
-    with pytest.raises(NotImplementedError, match=r"gradient.*cells.*toy.*density matrix"):
-        pbcdft.KRKS(cell, xc=ALONE).nuc_grad_method()
     path = pbcdft.KRKS(cell, xc=ALONE, kpts=cell.get_abs_kpts([[0, 0, 0], [0.1, 0.2, 0]]))
     with pytest.raises(NotImplementedError, match="regular mesh of k-points"):
         path.kernel()

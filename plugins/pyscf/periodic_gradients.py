@@ -16,19 +16,17 @@ from pyscf.pbc.grad import kuks as kuks_gradients
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_numint import Settings
 from cider.plugins.pyscf.learned_part import density_of, threads_of_pyscf
-from cider.plugins.pyscf.libxc import require_density_alone
+from cider.plugins.pyscf.libxc import num_ingredients, require_density_alone
 from cider.plugins.pyscf.periodic import CiderKNumInt, require_all_k_points
+from cider.plugins.pyscf.periodic_smoothed_density_matrix import PeriodicSmoothing
 
 
 def gradients_of_cell(mf: Any) -> "CiderPeriodicGradients":
     """PySCF's gradients of a crystal, once they know what to do with its functional.
 
-    Raises ``NotImplementedError`` for what PySCF itself has none of, and for functionals that read
-    the density matrix.
+    Raises ``NotImplementedError`` for what PySCF itself has none of.
     """
     require_all_k_points(mf, "the gradient")
-    if isinstance(mf.xc, CiderFunctional):
-        require_density_alone("the gradient of periodic cells is", mf.xc)
     if not isinstance(mf.with_df, FFTDF):
         raise NotImplementedError(
             f"PySCF has no forces and stress with {type(mf.with_df).__name__}: take FFTDF, its "
@@ -82,13 +80,25 @@ class CiderPeriodicGradients:
         integrator = self.base._numint
         where = self.cell, grids
         settings = Settings(kpts=kpts, max_memory=max_memory)
-        potential = integrator.potential(*where, self.base.xc, dms, settings)
-        return gradient_matrices(integrator, *where, potential, kpts, max_memory)
+        functional = self.base.xc
+        potential = integrator.potential(*where, functional, dms, settings)
+        of_density, of_matrices = np.split(potential, [num_ingredients(functional)], axis=1)
+        vxc = gradient_matrices(integrator, *where, of_density, kpts, max_memory)
+        sdmx = functional.learned.descriptors.sdmx
+        if sdmx is not None:
+            smoothing = PeriodicSmoothing(*where, sdmx, kpts)
+            own = smoothing.gradient_matrices(np.stack(dms)[:, None], of_matrices[:, None])
+            vxc = vxc + np.moveaxis(own[:, 0], 0, 1)
+        return vxc
 
     def get_stress(self) -> Float[np.ndarray, "xyz xyz"]:
-        """Derivative of the energy by strain, per volume (Ha/bohr^3), as in PySCF."""
+        """Derivative of the energy by strain, per volume (Ha/bohr^3), as in PySCF.
+
+        Raises ``NotImplementedError`` for functionals that read the density matrix.
+        """
         if not isinstance(self.base.xc, CiderFunctional):
             return super().get_stress()
+        require_density_alone("the stress is", self.base.xc)
         integrator = _WholeGridNumInt(
             self.cell, self.base.grids if self.grids is None else self.grids
         )

@@ -93,6 +93,30 @@ class PeriodicSmoothing:
                 vmat[index][band] = half + half.conj().T
         return vmat
 
+    def gradient_matrices(
+        self,
+        dms: Inexact[np.ndarray, "spin set kpt ao ao"],
+        by_features: Float[np.ndarray, "spin set feature grid"],
+    ) -> Complex[np.ndarray, "spin set xyz kpt ao ao"]:
+        r"""What orbitals that move with their atoms do to the energy, points fixed (Ha/bohr).
+
+        With v the operator of ``potential_matrices``,
+        :math:`-\langle \nabla\phi_i | v | \phi_j \rangle`, as ``periodic_gradients`` reads it.
+        """
+        num_kpts, num_orbitals = dms.shape[2:4]
+        matrices = np.empty((*dms.shape[:2], 3, num_kpts, num_orbitals, num_orbitals), complex)
+        by_smoothed = [
+            (index, self._by_spanned(spanned, by_features[index]))
+            for index, spanned in self._smoothed(dms)
+        ]
+        moving = self._orbitals(self._kpts, "GTOval_ip")
+        for (k, orbitals), (_, gradients) in zip(self._orbitals(self._kpts), moving, strict=True):
+            waves = self._waves(self._kpts[k])
+            for index, by_spanned in by_smoothed:
+                applied = np.stack([waves.potential(orbital, by_spanned) for orbital in orbitals])
+                matrices[index][:, k] = -gradients.conj() @ applied.T
+        return matrices
+
     def _smoothed(
         self, dms: Inexact[np.ndarray, "spin set kpt ao ao"]
     ) -> Iterator[tuple[tuple[int, ...], Spanned]]:
@@ -142,12 +166,15 @@ class PeriodicSmoothing:
         return by_spanned
 
     def _orbitals(
-        self, kpts: Float[np.ndarray, "kpt xyz"]
-    ) -> Iterator[tuple[int, Complex[np.ndarray, "ao grid"]]]:
-        """Periodic parts of the orbitals of the basis, by the number of the k-point."""
+        self, kpts: Float[np.ndarray, "kpt xyz"], kind: str = "GTOval"
+    ) -> Iterator[tuple[int, Complex[np.ndarray, "*xyz ao grid"]]]:
+        """Periodic parts of the orbitals of the basis, by the number of the k-point.
+
+        Those of the gradients, if they are the ``kind`` of PySCF's values.
+        """
         coords = self._grids.coords
-        for k, ao in enumerate(self._cell.pbc_eval_gto("GTOval", coords, kpts=kpts)):
-            yield k, np.exp(-1j * coords @ kpts[k]) * ao.T
+        for k, ao in enumerate(self._cell.pbc_eval_gto(kind, coords, kpts=kpts)):
+            yield k, np.exp(-1j * coords @ kpts[k]) * ao.swapaxes(-1, -2)
 
     def _waves(self, kpt: Float[np.ndarray, " xyz"]) -> "_Waves":
         """The waves of a k-point, and what smoothing does to them."""
@@ -187,13 +214,17 @@ class _Waves(NamedTuple):
         psi: Complex[np.ndarray, " grid"],
     ) -> None:
         """Add an orbital's smoothed conjugates, and their gradients, times a factor."""
-        waves = _transform(scipy.fft.fftn, psi.reshape(self.gradient.shape[1:]))
-        for part, factors in zip(spanned, self.factors, strict=True):
-            components = [waves, *(self.gradient * waves)][: len(part)]
-            for function, of_waves in enumerate(factors):
-                for component, own in enumerate(components):
-                    smoothed = _transform(scipy.fft.ifftn, of_waves * own)
-                    part[component, function] += factor * smoothed.conj().ravel()
+        for component, smoothed in self._smoothed(psi, spanned):
+            component += factor * smoothed.conj()
+
+    def potential(
+        self, psi: Complex[np.ndarray, " grid"], by_spanned: Spanned
+    ) -> Complex[np.ndarray, " grid"]:
+        r"""An orbital with :math:`\sum (S^\dagger q + q^* S)` applied to it."""
+        total = self.transpose(psi, by_spanned)
+        for component, smoothed in self._smoothed(psi, by_spanned):
+            total += component.conj() * smoothed
+        return total
 
     def transpose(
         self, psi: Complex[np.ndarray, " grid"], by_spanned: Spanned
@@ -211,10 +242,23 @@ class _Waves(NamedTuple):
                 total += of_waves * own
         return _transform(scipy.fft.ifftn, total).ravel()
 
+    def _smoothed(
+        self, psi: Complex[np.ndarray, " grid"], spanned: Spanned
+    ) -> Iterator[tuple[Complex[np.ndarray, " grid"], Complex[np.ndarray, " grid"]]]:
+        """Each component of each function, and the smoothed orbital or gradient that it reads."""
+        waves = _transform(scipy.fft.fftn, psi.copy().reshape(self.gradient.shape[1:]))
+        for part, factors in zip(spanned, self.factors, strict=True):
+            components = [waves, *(self.gradient * waves)][: len(part)]
+            for function, of_waves in enumerate(factors):
+                for component, own in enumerate(components):
+                    smoothed = _transform(scipy.fft.ifftn, of_waves * own)
+                    yield part[component, function], smoothed.ravel()
+
 
 def _transform(
     transform: Any, values: Complex[np.ndarray, "x y z"]
 ) -> Complex[np.ndarray, "x y z"]:
+    """It may use the values' memory."""
     return transform(values, overwrite_x=True, workers=lib.num_threads())
 
 
