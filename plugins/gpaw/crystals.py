@@ -11,8 +11,8 @@ from gpaw.utilities import pack_density
 from jaxtyping import Float
 
 from cider.density import Density
+from cider.features.augmented_convolution import SphericalShells
 from cider.features.spectral_gradient import spectral_gradient
-from cider.features.spheres_in_grid import SphericalShells, spheres_in_grid
 from cider.plugins.gpaw.augmentation import augmentation_spheres
 from cider.plugins.gpaw.hook import require_supported_gpaw
 from cider.plugins.gpaw.paw_density import PawDensity
@@ -88,11 +88,7 @@ def crystal_density(
     tau = state.pot_calc.interpolate(state.density.taut_sR).data.reshape(1, -1)
     pseudo = Density(rho, spectral_gradient(grid.cell, grid.size).apply(rho), tau)
     spheres = augmentation_spheres(state.setups, needs_tau=True)
-    shells = [sphere.shells for sphere in spheres.values()]
-    centers = atoms.positions / Bohr
-    all_electrons = PawDensity(
-        grid, spheres, spheres_in_grid(grid.cell, grid.size, centers, shells)
-    )
+    all_electrons = PawDensity(grid, spheres, atoms.positions / Bohr)
     matrices = {
         atom: np.array([pack_density(own.real) for own in state.density.D_asii[atom]])
         for atom in spheres
@@ -101,7 +97,7 @@ def crystal_density(
         all_electrons.apply(pseudo, matrices),
         all_electrons.weights,
         tuple(int(count) for count in grid.size),
-        tuple(shells),
+        tuple(sphere.shells for sphere in spheres.values()),
         float(sum(exchange)) / Hartree,
         float(total_energy),
     )

@@ -1,7 +1,7 @@
 """Linear maps of points that are spread over the ranks of a domain decomposition."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -10,11 +10,11 @@ from gpaw.core import UGDesc
 from jaxtyping import Float, Int
 
 from cider.conventions import AnyArray
-from cider.features.augmented_convolution import AugmentedConvolution
+from cider.features.augmented_convolution import AugmentedConvolution, augmented_convolution
 from cider.features.convolution import GaussianConvolution
+from cider.features.grid_interpolation import GridInterpolation, grid_interpolation
+from cider.features.nldf import Nldf
 from cider.features.spectral_gradient import SpectralGradient, spectral_gradient
-from cider.features.sphere_interpolation import SphereInterpolation
-from cider.features.spheres_in_grid import SpheresInGrid
 from cider.plugins.gpaw.augmentation import AugmentationSphere
 
 
@@ -58,50 +58,38 @@ class DistributedConvolution(GaussianConvolution):
 
 
 class DistributedInterpolation(eqx.Module):
-    """``SphereInterpolation`` to this rank's spheres, of a grid of which it has its ``points``."""
+    """``GridInterpolation`` to this rank's points, of a grid of which it has its ``part``."""
 
-    whole: SphereInterpolation
-    points: Int[np.ndarray, " grid"]
+    whole: GridInterpolation
+    part: Int[np.ndarray, " grid"]
     comm: Any = eqx.field(static=True)
 
     def apply(
         self, values: Float[np.ndarray, "grid channel"]
-    ) -> list[Float[np.ndarray, "point channel"]]:
-        """As ``SphereInterpolation.apply``."""
+    ) -> Float[np.ndarray, "point channel"]:
+        """As ``GridInterpolation.apply``."""
         return self.whole.apply(self._gathered(values))
 
     def transpose(
-        self, by_points: Sequence[Float[np.ndarray, "point channel"]], num_channels: int
+        self, by_points: Float[np.ndarray, "point channel"]
     ) -> Float[np.ndarray, "grid channel"]:
-        """As ``SphereInterpolation.transpose``, of the spheres of all ranks."""
-        everywhere = self.whole.transpose(by_points, num_channels)
+        """As ``GridInterpolation.transpose``, of the points of all ranks."""
+        everywhere = np.ascontiguousarray(self.whole.transpose(by_points))
         self.comm.sum(everywhere)
-        return everywhere[self.points]
+        return everywhere[self.part]
 
-    def derivative(
+    def gradients(
         self,
         values: Float[np.ndarray, "grid channel"],
-        by_points: Sequence[Float[np.ndarray, "point channel"]],
-    ) -> Float[np.ndarray, "atom xyz"]:
-        """As ``SphereInterpolation.derivative``."""
-        return self.whole.derivative(self._gathered(values), by_points)
-
-    def strain_derivative(
-        self,
-        values: Float[np.ndarray, "grid channel"],
-        by_points: Sequence[Float[np.ndarray, "point channel"]],
-    ) -> Float[np.ndarray, "xyz xyz"]:
-        """As ``SphereInterpolation.strain_derivative``."""
-        return self.whole.strain_derivative(self._gathered(values), by_points)
-
-    def moved(self, centers: Float[np.ndarray, "atom xyz"]) -> "DistributedInterpolation":
-        """The same for other positions (bohr) of this rank's atoms."""
-        return DistributedInterpolation(self.whole.moved(centers), self.points, self.comm)
+        by_points: Float[np.ndarray, "point channel"],
+    ) -> Float[np.ndarray, "point xyz"]:
+        """As ``GridInterpolation.gradients``."""
+        return self.whole.gradients(self._gathered(values), by_points)
 
     def _gathered(
         self, values: Float[np.ndarray, "grid channel"]
     ) -> Float[np.ndarray, "all channel"]:
-        return _gathered(values, self.points, self.whole.spheres.size, self.comm)
+        return _gathered(values, self.part, math.prod(self.whole.mesh), self.comm)
 
 
 class DistributedGradient(eqx.Module):
@@ -139,19 +127,30 @@ def distributed_gradient(grid: UGDesc) -> DistributedGradient | SpectralGradient
 
 
 def distributed_interpolation(
-    grid: UGDesc, own: SpheresInGrid
-) -> DistributedInterpolation | SphereInterpolation:
-    """The values of a grid, of which each rank has its part, in this rank's own spheres."""
-    whole = SphereInterpolation(own)
+    grid: UGDesc, points: Float[np.ndarray, "point xyz"]
+) -> DistributedInterpolation | GridInterpolation:
+    """The values of a grid, of which each rank has its part, at this rank's own points (bohr)."""
+    whole = grid_interpolation(grid.cell, grid.size, points)
     if grid.comm.size == 1:
         return whole
     return DistributedInterpolation(whole, _points_of_rank(grid), grid.comm)
 
 
 def distributed_convolution(
-    whole: AugmentedConvolution, grid: UGDesc, spheres: Mapping[int, AugmentationSphere]
+    grid: UGDesc,
+    spheres: Mapping[int, AugmentationSphere],
+    centers: Float[np.ndarray, "atom xyz"],
+    nldf: Nldf,
 ) -> DistributedConvolution | AugmentedConvolution:
     """The convolution of the grid and of all spheres, of which each rank has its share."""
+    whole = augmented_convolution(
+        grid.cell,
+        grid.size,
+        centers,
+        [sphere.shells for sphere in spheres.values()],
+        nldf.source_ladder.exponents,
+        nldf.target_ladder.exponents,
+    )
     if grid.comm.size == 1:
         return whole
     points, start = [_points_of_rank(grid)], math.prod(grid.size)

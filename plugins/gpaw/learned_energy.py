@@ -13,8 +13,7 @@ from gpaw.core import UGDesc
 from jaxtyping import Float
 
 from cider.density import Density
-from cider.features.augmented_convolution import AugmentedConvolution, augmented_convolution
-from cider.features.spheres_in_grid import spheres_in_grid
+from cider.features.augmented_convolution import AugmentedConvolution
 from cider.functional import CiderFunctional
 from cider.plugins.gpaw.augmentation import augmentation_spheres
 from cider.plugins.gpaw.distributed import DistributedConvolution, distributed_convolution
@@ -38,17 +37,11 @@ class LearnedEnergy:
         self.grid = grid
         spheres = augmentation_spheres(setups, functional.needs_tau)
         centers = relpos_ac[list(spheres)] @ grid.cell
-        where = grid.cell, grid.size, centers, [sphere.shells for sphere in spheres.values()]
+        self.all_electrons = PawDensity(grid, spheres, centers)
         nldf = functional.learned.descriptors.nldf
         self.convolution: DistributedConvolution | AugmentedConvolution | None = None
-        in_grid = None
         if nldf is not None:
-            ladders = nldf.source_ladder.exponents, nldf.target_ladder.exponents
-            whole = augmented_convolution(*where, *ladders)
-            self.convolution, in_grid = distributed_convolution(whole, grid, spheres), whole.spheres
-        elif spheres:
-            in_grid = spheres_in_grid(*where)
-        self.all_electrons = PawDensity(grid, spheres, in_grid)
+            self.convolution = distributed_convolution(grid, spheres, centers, nldf)
 
     def move(self, relpos_ac: Float[np.ndarray, "atom 3"]) -> None:
         """New positions of the atoms, in units of the lattice vectors."""

@@ -14,10 +14,8 @@ from gpaw.core import UGDesc
 from jaxtyping import Float
 
 from cider.density import Density
-from cider.features.sphere_interpolation import SphereInterpolation
-from cider.features.spheres_in_grid import SpheresInGrid
 from cider.plugins.gpaw.augmentation import AugmentationSphere, joined, split
-from cider.plugins.gpaw.distributed import DistributedInterpolation, distributed_interpolation
+from cider.plugins.gpaw.distributed import distributed_interpolation
 
 Matrices = Mapping[int, Float[np.ndarray, "spin packed"]]
 """Packed density matrices of atoms, or the derivatives by them."""
@@ -26,14 +24,14 @@ Matrices = Mapping[int, Float[np.ndarray, "spin packed"]]
 class PawDensity:
     """The linear map to this rank's part of the grid, and to its share of the spheres.
 
-    ``every_sphere`` are those of all atoms, which are ``in_grid``; none for pseudopotentials.
+    ``every_sphere`` are those of all atoms but pseudopotentials, about ``centers`` (bohr).
     """
 
     def __init__(
         self,
         grid: UGDesc,
         every_sphere: Mapping[int, AugmentationSphere],
-        in_grid: SpheresInGrid | None,
+        centers: Float[np.ndarray, "atom xyz"],
     ):
         self.grid = grid
         self.atoms = list(every_sphere)
@@ -42,16 +40,17 @@ class PawDensity:
             for atom, sphere in every_sphere.items()
             if atom % grid.comm.size == grid.comm.rank
         }
-        self.interpolation: DistributedInterpolation | SphereInterpolation | None = None
-        if in_grid is not None and every_sphere:
-            own = in_grid.of_atoms([self.atoms.index(atom) for atom in self.spheres])
-            self.interpolation = distributed_interpolation(grid, own)
+        own = [sphere.shells.points for sphere in self.spheres.values()]
+        self._offsets = np.concatenate([np.zeros((0, 3)), *own])
+        self._ends = np.cumsum([len(points) for points in own])[:-1]
+        self.move(centers)
 
     def move(self, centers: Float[np.ndarray, "atom xyz"]) -> None:
         """New positions (bohr) of the atoms that have spheres."""
-        if self.interpolation is not None:
-            own = [self.atoms.index(atom) for atom in self.spheres]
-            self.interpolation = self.interpolation.moved(centers[own])
+        own = [self.atoms.index(atom) for atom in self.spheres]
+        sizes = [sphere.shells.num_points for sphere in self.spheres.values()]
+        points = self._offsets + np.repeat(centers[own], sizes, axis=0)
+        self._interpolation = distributed_interpolation(self.grid, points)
 
     @property
     def weights(self) -> Float[np.ndarray, " point"]:
@@ -61,49 +60,55 @@ class PawDensity:
 
     def apply(self, density: Density, matrices: Matrices) -> Density:
         """Densities at all points: on the grid, and in each sphere."""
-        if self.interpolation is None:
+        if not self.atoms:
             return density
-        in_spheres = self.interpolation.apply(_columns(density))
+        in_spheres = np.split(self._interpolation.apply(_columns(density)), self._ends)
         parts = [density]
-        for (atom, sphere), own in zip(self.spheres.items(), in_spheres, strict=True):
+        for (atom, sphere), own in zip(self.spheres.items(), in_spheres, strict=False):
             parts.append(sphere.apply(_from_columns(own, density), matrices[atom]))
         return joined(parts)
 
     def transpose(self, by_points: Density) -> tuple[Density, Matrices]:
         """The transposed map: derivatives by the pseudo density and by this rank's matrices."""
+        if not self.atoms:
+            return by_points, {}
         by_grid, by_pseudo, by_matrices = self._by_parts(by_points)
-        if self.interpolation is not None:
-            num_channels = _columns(by_grid).shape[1]
-            by_values = self.interpolation.transpose(by_pseudo, num_channels)
-            by_grid = jax.tree.map(np.add, by_grid, _from_columns(by_values, by_grid))
-        return by_grid, by_matrices
+        by_values = _from_columns(self._interpolation.transpose(by_pseudo), by_grid)
+        return jax.tree.map(np.add, by_grid, by_values), by_matrices
 
     def derivative(self, density: Density, by_points: Density) -> Float[np.ndarray, "own xyz"]:
         """Derivative of ``by_points`` times the densities as this rank's spheres move."""
-        if self.interpolation is None:
+        if not self.atoms:
             return np.zeros((0, 3))
-        return self.interpolation.derivative(_columns(density), self._by_parts(by_points)[1])
+        by_sphere = np.split(self._gradients(density, by_points), self._ends)
+        return np.array([own.sum(axis=0) for own in by_sphere])[: len(self.spheres)]
 
     def strain_derivative(
         self, density: Density, by_points: Density
     ) -> Float[np.ndarray, "xyz xyz"]:
-        """The same by strain, the pseudo density on the grid and density matrices unchanged."""
-        if self.interpolation is None:
+        """The same by strain, the pseudo density on the grid and density matrices unchanged.
+
+        Centres follow it and spheres keep their form: in the crystal, their points move back.
+        """
+        if not self.atoms:
             return np.zeros((3, 3))
-        by_pseudo = self._by_parts(by_points)[1]
-        return self.interpolation.strain_derivative(_columns(density), by_pseudo)
+        return -self._gradients(density, by_points).T @ self._offsets
+
+    def _gradients(self, density: Density, by_points: Density) -> Float[np.ndarray, "point xyz"]:
+        """Of ``by_points`` times the pseudo density, as each point of the spheres moves."""
+        return self._interpolation.gradients(_columns(density), self._by_parts(by_points)[1])
 
     def _by_parts(
         self, by_points: Density
-    ) -> tuple[Density, list[Float[np.ndarray, "point channel"]], Matrices]:
+    ) -> tuple[Density, Float[np.ndarray, "point channel"], Matrices]:
         """By the densities on the grid, by the pseudo density in spheres, and by matrices."""
         sizes = [2 * sphere.shells.num_points for sphere in self.spheres.values()]
         by_grid, *by_spheres = split(by_points, [by_points.num_points - sum(sizes), *sizes])
-        by_pseudo, by_matrices = [], {}
+        by_pseudo, by_matrices = [_columns(by_grid)[:0]], {}
         for (atom, sphere), own in zip(self.spheres.items(), by_spheres, strict=True):
             by_own, by_matrices[atom] = sphere.transpose(own)
             by_pseudo.append(_columns(by_own))
-        return by_grid, by_pseudo, by_matrices
+        return by_grid, np.concatenate(by_pseudo), by_matrices
 
 
 def _columns(density: Density) -> Float[np.ndarray, "grid channel"]:
