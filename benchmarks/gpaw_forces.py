@@ -8,7 +8,6 @@ lengths of two waves.
 
 import argparse
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,6 @@ def main() -> None:
     parser.add_argument("--kpts", type=int, default=2, help="along each vector")
     parser.add_argument("--results", type=Path, required=True, help="where to go on (.jsonl)")
     settings = parser.parse_args()
-    warnings.filterwarnings("ignore", message="nonlocal features with PAW data sets")
 
     done = {tuple(row["key"]): row for row in harness.rows_in(settings.results)}
     for system in settings.systems:

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import time
-import warnings
 
 import harness
 from ase.build import bulk
@@ -65,7 +64,6 @@ def measured(settings: argparse.Namespace) -> dict:
 
     from cider import CiderFunctional
 
-    warnings.filterwarnings("ignore", message="nonlocal features with PAW data sets")
     name = settings.measure
     xc = name if name in NATIVE else CiderFunctional(name)
     seconds = []

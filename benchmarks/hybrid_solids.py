@@ -8,7 +8,6 @@ Densities with their exact exchange are kept in ``--densities`` and serve for an
 
 import argparse
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,6 @@ def main() -> None:
     parser.add_argument("--densities", type=Path, default=Path("hybrid-solids"))
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", message="nonlocal features with PAW data sets")
 
     experiment = {
         row["name"]: row for row in json.loads(options.reference.read_text())["lattice58"]

@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +62,6 @@ def main() -> None:
     parser.add_argument("--kpts", type=int, default=6, help="along each vector; metals: twice")
     parser.add_argument("--results", type=Path, default=Path("solids.jsonl"))
     settings = parser.parse_args()
-    warnings.filterwarnings("ignore", message="nonlocal features with PAW data sets")
 
     reference = json.loads(settings.reference.read_text())
     lattice = {row["name"]: row for row in reference["lattice58"]}

@@ -33,8 +33,6 @@ from cider.plugins.gpaw.learned_energy import LearnedEnergy
 from cider.plugins.gpaw.parameter import CiderXC
 from cider.plugins.gpaw.semilocal import semilocal_functional
 
-pytestmark = pytest.mark.filterwarnings("ignore:nonlocal features with PAW data sets")
-
 CUTOFF = 150.0
 TIGHT = {"energy": 1e-7, "density": 1e-7, "eigenstates": 1e-9}
 FIRST_STEPS = {"energy": 1e3, "density": 1e3, "eigenstates": 1e3}
@@ -300,12 +298,6 @@ for key, convergence, functional, gpts in (
     if world.rank == 0:
         print(*values)
 """
-
-
-def test_nonlocal_features_with_paw_are_preliminary():
-    atoms = hydrogen(nonlocal_without_tau(), convergence=FIRST_STEPS)
-    with pytest.warns(UserWarning, match="compare cutoffs"):
-        energy_of(atoms)
 
 
 @pytest.mark.skipif(shutil.which("mpiexec") is None, reason="no mpiexec")

@@ -1,6 +1,5 @@
 """What builds a plane-wave calculation with a learned functional."""
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,19 +29,13 @@ That is as many as GPAW's finer grid has by default.
 FIRST_STEP = 0.25
 """Of the density, as a share of the way to that of the first orbitals; GPAW's own is 0.05."""
 
-PRELIMINARY = (
-    "nonlocal features with PAW data sets are preliminary: atomisation energies with a surrogate "
-    "of PBE0 are 0.05 eV off (N2 at 500 eV); compare cutoffs, see docs/gpaw.md"
-)
-
 
 def cider_builder(
     functional: CiderFunctional, atoms: Any, params: Any, *, comm: Any, log: Any
 ) -> "CiderBuilder":
     """The builder of a calculation.
 
-    Warns of nonlocal features with PAW data sets. Raises ``NotImplementedError`` for modes and
-    settings that are not available.
+    Raises ``NotImplementedError`` for modes and settings that are not available.
     """
     if functional.reads_density_matrix:
         raise NotImplementedError(
@@ -82,8 +75,6 @@ class CiderBuilder(PWDFTComponentsBuilder):
                 "pseudopotential here does not have of its core: use setups='paw', or a "
                 "functional of GGA level"
             )
-        if functional.is_nonlocal and any(setup.xc_correction for setup in self.setups):
-            warnings.warn(PRELIMINARY, stacklevel=2)
         learned = LearnedEnergy(functional, self.fine_grid, self.setups, self.relpos_ac)
         self.xc = learned_functional(self.xc.xc, learned)
 
