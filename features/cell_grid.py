@@ -16,24 +16,16 @@ from jaxtyping import Float
 from scipy.fft import next_fast_len
 
 from cider.conventions import AnyArray
+from cider.features.grid_interpolation import GridInterpolation, grid_interpolation
 from cider.features.periodic_grid import PeriodicConvolution, periodic_convolution
-from cider.features.uniform_grid import (
-    RESOLUTION,
-    UniformGrid,
-    along_each_dimension,
-    periodic_uniform_grid,
-    unwrapped,
-    without_window,
-    wrapped,
-)
+from cider.features.uniform_grid import RESOLUTION
 
 
 class CellGridConvolution(eqx.Module):
     """``SmoothConvolution`` of a crystal; built by ``cell_grid_convolution``."""
 
-    grid: UniformGrid
+    interpolation: GridInterpolation
     convolution: PeriodicConvolution
-    without_window: tuple[Float[np.ndarray, "_ _"], ...]
     density: float = eqx.field(static=True)
     """Places of the grid per volume (bohr^-3)."""
 
@@ -42,30 +34,20 @@ class CellGridConvolution(eqx.Module):
     ) -> Float[np.ndarray, "grid target"]:
         """Fields of charges, of smooth exponents alone; ``pool`` runs parts in parallel."""
         own = charges[:, : len(self.convolution.source_exponents)]
-        return self._read(self.convolution.apply(self._spread(own, pool)), pool)
+        return self.interpolation.apply(self.convolution.apply(self._spread(own, pool)), pool)
 
     def transpose(
         self, fields: Float[AnyArray, "grid target"], pool: Executor
     ) -> Float[np.ndarray, "grid source"]:
         """The transposed map."""
         own = fields[:, : len(self.convolution.target_exponents)]
-        return self._read(self.convolution.transpose(self._spread(own, pool)), pool)
+        return self.interpolation.apply(self.convolution.transpose(self._spread(own, pool)), pool)
 
     def _spread(
         self, charges: Float[AnyArray, "grid c"], pool: Executor
     ) -> Float[np.ndarray, "place c"]:
         """The density that makes the waves of charges, at the places of the grid."""
-        columns = wrapped(self.grid.spread(charges, pool), np.array(self.convolution.mesh))
-        densities = [along_each_dimension(self.without_window, column) for column in columns]
-        return self.density * np.reshape(densities, (len(densities), -1)).T
-
-    def _read(
-        self, values: Float[AnyArray, "place c"], pool: Executor
-    ) -> Float[np.ndarray, "grid c"]:
-        """Values at the points."""
-        columns = np.asarray(values).T.reshape(-1, *self.convolution.mesh)
-        smooth = [along_each_dimension(self.without_window, column) for column in columns]
-        return self.grid.read(unwrapped(np.stack(smooth)), pool)
+        return self.density * self.interpolation.transpose(charges, pool)
 
 
 def cell_grid_convolution(
@@ -84,13 +66,12 @@ def cell_grid_convolution(
         [next_fast_len(int(n)) for n in np.ceil(np.linalg.norm(lattice, axis=1) / spacing)]
     )
     return CellGridConvolution(
-        grid=periodic_uniform_grid(coords @ np.linalg.inv(lattice), mesh),
+        interpolation=grid_interpolation(lattice, mesh, coords),
         convolution=periodic_convolution(
             lattice,
             mesh,
             source_exponents[source_exponents <= largest_exponent],
             target_exponents[target_exponents <= largest_exponent],
         ),
-        without_window=tuple(without_window(int(size)) for size in mesh),
         density=float(np.prod(mesh) / abs(np.linalg.det(lattice))),
     )

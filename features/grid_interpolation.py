@@ -7,12 +7,13 @@ shortest one that the grid holds are read to 1e-6, shorter ones less exactly.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float, Int
 
-from cider.features.threads import thread_pool
+from cider.conventions import AnyArray
 from cider.features.uniform_grid import (
     WINDOW,
     UniformGrid,
@@ -34,34 +35,32 @@ class GridInterpolation(eqx.Module):
     without_window: tuple[Float[np.ndarray, "_ _"], ...]
 
     def apply(
-        self, values: Float[np.ndarray, "grid channel"]
+        self, values: Float[AnyArray, "grid channel"], pool: Executor
     ) -> Float[np.ndarray, "point channel"]:
-        """Values at the points."""
-        with thread_pool() as pool:
-            return self.grid.read(self._before_reading(values), pool)
+        """Values at the points; ``pool`` runs parts in parallel."""
+        return self.grid.read(self._before_reading(values), pool)
 
     def transpose(
-        self, by_points: Float[np.ndarray, "point channel"]
+        self, by_points: Float[AnyArray, "point channel"], pool: Executor
     ) -> Float[np.ndarray, "grid channel"]:
         """The transposed map, of derivatives by values at the points."""
-        with thread_pool() as pool:
-            columns = wrapped(self.grid.spread(by_points, pool), np.array(self.mesh))
+        columns = wrapped(self.grid.spread(by_points, pool), np.array(self.mesh))
         return self._without_window(columns).reshape(len(columns), -1).T
 
     def gradients(
         self,
-        values: Float[np.ndarray, "grid channel"],
-        by_points: Float[np.ndarray, "point channel"],
+        values: Float[AnyArray, "grid channel"],
+        by_points: Float[AnyArray, "point channel"],
+        pool: Executor,
     ) -> Float[np.ndarray, "point xyz"]:
         """Gradients (per bohr) of ``by_points`` times the values there, as each point moves."""
-        with thread_pool() as pool:
-            by_cells = self.grid.read_gradients(self._before_reading(values), by_points, pool)
+        by_cells = self.grid.read_gradients(self._before_reading(values), by_points, pool)
         return by_cells @ self.cells.T
 
     def _before_reading(
-        self, values: Float[np.ndarray, "grid channel"]
+        self, values: Float[AnyArray, "grid channel"]
     ) -> Float[np.ndarray, "channel _ _ _"]:
-        return unwrapped(self._without_window(values.T.reshape(-1, *self.mesh)))
+        return unwrapped(self._without_window(np.asarray(values).T.reshape(-1, *self.mesh)))
 
     def _without_window(
         self, columns: Float[np.ndarray, "channel x y z"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cider.features.grid_interpolation import grid_interpolation
+from cider.features.threads import thread_pool
 
 LATTICE = np.array([(7.0, 0.0, 0.5), (0.0, 6.5, 0.0), (0.3, 0.2, 6.0)])
 MESH = (30, 28, 26)
@@ -26,7 +27,8 @@ def on_grid(numbers):
 )
 def test_waves(numbers, bound):
     """Points lie inside the cell and outside; a wave of 10 is two thirds of the shortest."""
-    found = grid_interpolation(LATTICE, MESH, POINTS).apply(on_grid(np.array(numbers)))
+    with thread_pool() as pool:
+        found = grid_interpolation(LATTICE, MESH, POINTS).apply(on_grid(np.array(numbers)), pool)
     expected = wave(np.array(numbers), POINTS @ np.linalg.inv(LATTICE))
     assert np.max(np.abs(found - expected)) < bound
 
@@ -34,14 +36,14 @@ def test_waves(numbers, bound):
 def test_transpose_and_gradients():
     random = np.random.default_rng(1)
     values, by_points = on_grid(np.array([2, 1, -3])), random.normal(size=(50, 2))
-    interpolation = grid_interpolation(LATTICE, MESH, POINTS)
-    forward = np.vdot(by_points, interpolation.apply(values))
-    assert np.vdot(interpolation.transpose(by_points), values) == pytest.approx(forward, rel=1e-12)
     step = 1e-4 * random.normal(size=(50, 3))
-    ends = (
-        np.vdot(by_points, grid_interpolation(LATTICE, MESH, POINTS + sign * step).apply(values))
-        for sign in (1, -1)
-    )
-    difference = next(ends) - next(ends)
-    gradients = interpolation.gradients(values, by_points)
-    assert np.vdot(gradients, step) == pytest.approx(difference / 2, rel=1e-4)
+    with thread_pool() as pool:
+
+        def paired(points):
+            return np.vdot(by_points, grid_interpolation(LATTICE, MESH, points).apply(values, pool))
+
+        interpolation = grid_interpolation(LATTICE, MESH, POINTS)
+        backward = np.vdot(interpolation.transpose(by_points, pool), values)
+        along = np.vdot(interpolation.gradients(values, by_points, pool), step)
+        assert backward == pytest.approx(paired(POINTS), rel=1e-12)
+        assert along == pytest.approx((paired(POINTS + step) - paired(POINTS - step)) / 2, rel=1e-4)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 import equinox as eqx
@@ -65,29 +66,30 @@ class DistributedInterpolation(eqx.Module):
     comm: Any = eqx.field(static=True)
 
     def apply(
-        self, values: Float[np.ndarray, "grid channel"]
+        self, values: Float[AnyArray, "grid channel"], pool: Executor
     ) -> Float[np.ndarray, "point channel"]:
         """As ``GridInterpolation.apply``."""
-        return self.whole.apply(self._gathered(values))
+        return self.whole.apply(self._gathered(values), pool)
 
     def transpose(
-        self, by_points: Float[np.ndarray, "point channel"]
+        self, by_points: Float[AnyArray, "point channel"], pool: Executor
     ) -> Float[np.ndarray, "grid channel"]:
         """As ``GridInterpolation.transpose``, of the points of all ranks."""
-        everywhere = np.ascontiguousarray(self.whole.transpose(by_points))
+        everywhere = np.ascontiguousarray(self.whole.transpose(by_points, pool))
         self.comm.sum(everywhere)
         return everywhere[self.part]
 
     def gradients(
         self,
-        values: Float[np.ndarray, "grid channel"],
-        by_points: Float[np.ndarray, "point channel"],
+        values: Float[AnyArray, "grid channel"],
+        by_points: Float[AnyArray, "point channel"],
+        pool: Executor,
     ) -> Float[np.ndarray, "point xyz"]:
         """As ``GridInterpolation.gradients``."""
-        return self.whole.gradients(self._gathered(values), by_points)
+        return self.whole.gradients(self._gathered(values), by_points, pool)
 
     def _gathered(
-        self, values: Float[np.ndarray, "grid channel"]
+        self, values: Float[AnyArray, "grid channel"]
     ) -> Float[np.ndarray, "all channel"]:
         return _gathered(values, self.part, math.prod(self.whole.mesh), self.comm)
 

@@ -14,6 +14,7 @@ from gpaw.core import UGDesc
 from jaxtyping import Float
 
 from cider.density import Density
+from cider.features.threads import thread_pool
 from cider.plugins.gpaw.augmentation import AugmentationSphere, joined, split
 from cider.plugins.gpaw.distributed import distributed_interpolation
 
@@ -62,8 +63,10 @@ class PawDensity:
         """Densities at all points: on the grid, and in each sphere."""
         if not self.atoms:
             return density
-        in_spheres = np.split(self._interpolation.apply(_columns(density)), self._ends)
-        parts = [density]
+        with thread_pool() as pool:
+            at_points = self._interpolation.apply(_columns(density), pool)
+        parts, in_spheres = [density], np.split(at_points, self._ends)
+        # Without spheres, np.split leaves one empty part.
         for (atom, sphere), own in zip(self.spheres.items(), in_spheres, strict=False):
             parts.append(sphere.apply(_from_columns(own, density), matrices[atom]))
         return joined(parts)
@@ -73,8 +76,9 @@ class PawDensity:
         if not self.atoms:
             return by_points, {}
         by_grid, by_pseudo, by_matrices = self._by_parts(by_points)
-        by_values = _from_columns(self._interpolation.transpose(by_pseudo), by_grid)
-        return jax.tree.map(np.add, by_grid, by_values), by_matrices
+        with thread_pool() as pool:
+            by_values = self._interpolation.transpose(by_pseudo, pool)
+        return jax.tree.map(np.add, by_grid, _from_columns(by_values, by_grid)), by_matrices
 
     def derivative(self, density: Density, by_points: Density) -> Float[np.ndarray, "own xyz"]:
         """Derivative of ``by_points`` times the densities as this rank's spheres move."""
@@ -96,7 +100,9 @@ class PawDensity:
 
     def _gradients(self, density: Density, by_points: Density) -> Float[np.ndarray, "point xyz"]:
         """Of ``by_points`` times the pseudo density, as each point of the spheres moves."""
-        return self._interpolation.gradients(_columns(density), self._by_parts(by_points)[1])
+        by_pseudo = self._by_parts(by_points)[1]
+        with thread_pool() as pool:
+            return self._interpolation.gradients(_columns(density), by_pseudo, pool)
 
     def _by_parts(
         self, by_points: Density
