@@ -88,7 +88,7 @@ def test_a_gaussian_source_in_a_sphere(convolution):
     """All-electron less pseudo source, p times a sharp Gaussian, convolved as the formula says."""
     shells = convolution.species[0].shells
     zeta = 12.0
-    points = (shells.directions[:, None] * shells.radii[:, None]).reshape(-1, 3)
+    points = shells.points
     shape = (0.5 + points[:, 0]) * np.exp(-zeta * np.sum(points**2, axis=1))
     grid_size, sphere_size = 30 * 28 * 26, len(points)
     sources = np.zeros((grid_size + 4 * sphere_size, 3))

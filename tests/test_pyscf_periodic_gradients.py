@@ -13,10 +13,10 @@ FUNCTIONALS = {
     "PBE": "PBE",
     "zero": CiderFunctional(toy_exchange("GGA", size=0.0), correlation="GGA_C_PBE"),
     "nonlocal": CiderFunctional(toy_exchange("MGGA", toy_nldf()), x_mix=0.25, semilocal="PBE"),
+    "of the density matrix": CiderFunctional(
+        toy_exchange("MGGA", toy_nldf(), sdmx=toy_sdmx(), size=0.02), x_mix=0.25, semilocal="PBE"
+    ),
 }
-FUNCTIONALS["of the density matrix"] = CiderFunctional(
-    toy_exchange("MGGA", toy_nldf(), sdmx=toy_sdmx(), size=0.02), x_mix=0.25, semilocal="PBE"
-)
 ZERO = FUNCTIONALS["zero"]
 
 LATTICE = np.array([[4.2, 0.2, 0.1], [0.2, 4.0, 0.3], [0.1, 0.0, 4.4]])

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +12,6 @@ from jaxtyping import Float, Int
 from cider.conventions import AnyArray
 from cider.features.augmented_convolution import AugmentedConvolution, augmented_convolution
 from cider.features.convolution import GaussianConvolution
-from cider.features.grid_interpolation import GridInterpolation, grid_interpolation
 from cider.features.nldf import Nldf
 from cider.features.spectral_gradient import SpectralGradient, spectral_gradient
 from cider.plugins.gpaw.augmentation import AugmentationSphere
@@ -58,42 +56,6 @@ class DistributedConvolution(GaussianConvolution):
         return _gathered(values, self.points, self.whole.num_points, self.comm)
 
 
-class DistributedInterpolation(eqx.Module):
-    """``GridInterpolation`` to this rank's points, of a grid of which it has its ``part``."""
-
-    whole: GridInterpolation
-    part: Int[np.ndarray, " grid"]
-    comm: Any = eqx.field(static=True)
-
-    def apply(
-        self, values: Float[AnyArray, "grid channel"], pool: Executor
-    ) -> Float[np.ndarray, "point channel"]:
-        """As ``GridInterpolation.apply``."""
-        return self.whole.apply(self._gathered(values), pool)
-
-    def transpose(
-        self, by_points: Float[AnyArray, "point channel"], pool: Executor
-    ) -> Float[np.ndarray, "grid channel"]:
-        """As ``GridInterpolation.transpose``, of the points of all ranks."""
-        everywhere = np.ascontiguousarray(self.whole.transpose(by_points, pool))
-        self.comm.sum(everywhere)
-        return everywhere[self.part]
-
-    def gradients(
-        self,
-        values: Float[AnyArray, "grid channel"],
-        by_points: Float[AnyArray, "point channel"],
-        pool: Executor,
-    ) -> Float[np.ndarray, "point xyz"]:
-        """As ``GridInterpolation.gradients``."""
-        return self.whole.gradients(self._gathered(values), by_points, pool)
-
-    def _gathered(
-        self, values: Float[AnyArray, "grid channel"]
-    ) -> Float[np.ndarray, "all channel"]:
-        return _gathered(values, self.part, math.prod(self.whole.mesh), self.comm)
-
-
 class DistributedGradient(eqx.Module):
     """The gradient on a grid, of which every rank takes its own ``points``."""
 
@@ -128,16 +90,6 @@ def distributed_gradient(grid: UGDesc) -> DistributedGradient | SpectralGradient
     return DistributedGradient(whole, _points_of_rank(grid), grid.comm)
 
 
-def distributed_interpolation(
-    grid: UGDesc, points: Float[np.ndarray, "point xyz"]
-) -> DistributedInterpolation | GridInterpolation:
-    """The values of a grid, of which each rank has its part, at this rank's own points (bohr)."""
-    whole = grid_interpolation(grid.cell, grid.size, points)
-    if grid.comm.size == 1:
-        return whole
-    return DistributedInterpolation(whole, _points_of_rank(grid), grid.comm)
-
-
 def distributed_convolution(
     grid: UGDesc,
     spheres: Mapping[int, AugmentationSphere],
@@ -162,6 +114,26 @@ def distributed_convolution(
             points.append(np.arange(start, end))
         start = end
     return DistributedConvolution(whole, np.concatenate(points), grid.comm)
+
+
+def on_whole_grid(
+    grid: UGDesc, values: Float[np.ndarray, "own channel"]
+) -> Float[np.ndarray, "all channel"]:
+    """Values at the points of a grid, of which each rank has its part."""
+    if grid.comm.size == 1:
+        return values
+    return _gathered(values, _points_of_rank(grid), math.prod(grid.size), grid.comm)
+
+
+def own_part_of_sum(
+    grid: UGDesc, values: Float[np.ndarray, "all channel"]
+) -> Float[np.ndarray, "own channel"]:
+    """The transpose: this rank's part of the sum of what all have for the whole grid."""
+    if grid.comm.size == 1:
+        return values
+    everywhere = np.ascontiguousarray(values)
+    grid.comm.sum(everywhere)
+    return everywhere[_points_of_rank(grid)]
 
 
 def _gathered(

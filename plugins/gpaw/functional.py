@@ -66,7 +66,7 @@ class WithLearnedPart:
     def _stress(self, *arrays: UGArray, **more: Any) -> Float[np.ndarray, "xyz xyz"]:
         """This rank's part of the derivative by strain (Ha), waves and matrices unchanged."""
         density = self._density(arrays[1], arrays[5] if len(arrays) > 5 else None)
-        _, potential, _ = self.learned.energy_and_derivatives(density, self.matrices)
+        potential, strain = self.learned.potential_and_strain_derivative(density, self.matrices)
         flow = np.einsum("sag,sbg->ab", potential.grad_rho, density.grad_rho)
         compressed = jax.tree.map(lambda x, v: float(np.vdot(x, v)), density, potential)
         stress = -flow - sum(jax.tree.leaves(compressed)) * np.eye(3)
@@ -74,8 +74,7 @@ class WithLearnedPart:
             stress -= self._tau_stress(
                 np.asarray(potential.tau), more["taut_swR"], more["interpolate"]
             )
-        stress = stress * self.grid.dv + self.learned.strain_derivative(density, self.matrices)
-        return super()._stress(*arrays, **more) + stress
+        return super()._stress(*arrays, **more) + stress * self.grid.dv + strain
 
     def _tau_stress(
         self, by_tau: Float[np.ndarray, "spin grid"], taut_swR: UGArray, interpolate: Any

@@ -65,8 +65,7 @@ class LearnedEnergy:
         by_matrices = {atom: by_own.get(atom, np.zeros_like(own)) for atom, own in matrices.items()}
         for atom in sorted(by_matrices):
             self.grid.comm.sum(by_matrices[atom])
-        potential = jax.tree.map(lambda array: array / self.grid.dv, by_grid)
-        return self.grid.comm.sum_scalar(energy), potential, by_matrices
+        return self.grid.comm.sum_scalar(energy), self._potential(by_grid), by_matrices
 
     def forces(self, density: Density, matrices: Matrices) -> Float[np.ndarray, "atom xyz"]:
         """Forces (Ha/bohr) at fixed pseudo density and density matrices, of all ranks.
@@ -86,10 +85,13 @@ class LearnedEnergy:
             forces[self.all_electrons.atoms] -= np.asarray(derivative.centers)
         return forces
 
-    def strain_derivative(
+    def potential_and_strain_derivative(
         self, density: Density, matrices: Matrices
-    ) -> Float[np.ndarray, "xyz xyz"]:
-        """This rank's part of what strain makes of the energy (Ha) at unchanged densities."""
+    ) -> tuple[Density, Float[np.ndarray, "xyz xyz"]]:
+        """The potential, and this rank's part of what strain makes of the energy (Ha).
+
+        The derivative is that at unchanged densities.
+        """
         points, weights = self._points(density, matrices)
         _, by_points = self.functional.learned_energy_and_potential(
             points, weights, self.convolution
@@ -101,7 +103,11 @@ class LearnedEnergy:
         if self.convolution is not None:
             of_all = self.functional.learned_strain_derivative(points, weights, self.convolution)
             strain += of_all / self.grid.comm.size
-        return strain
+        return self._potential(self.all_electrons.transpose(by_points)[0]), strain
+
+    def _potential(self, by_grid: Density) -> Density:
+        """The derivative by the density on the grid, divided by the volume of a point."""
+        return jax.tree.map(lambda array: array / self.grid.dv, by_grid)
 
     def _points(
         self, density: Density, matrices: Matrices

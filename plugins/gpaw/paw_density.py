@@ -14,9 +14,10 @@ from gpaw.core import UGDesc
 from jaxtyping import Float
 
 from cider.density import Density
+from cider.features.grid_interpolation import grid_interpolation
 from cider.features.threads import thread_pool
 from cider.plugins.gpaw.augmentation import AugmentationSphere, joined, split
-from cider.plugins.gpaw.distributed import distributed_interpolation
+from cider.plugins.gpaw.distributed import on_whole_grid, own_part_of_sum
 
 Matrices = Mapping[int, Float[np.ndarray, "spin packed"]]
 """Packed density matrices of atoms, or the derivatives by them."""
@@ -51,7 +52,7 @@ class PawDensity:
         own = [self.atoms.index(atom) for atom in self.spheres]
         sizes = [sphere.shells.num_points for sphere in self.spheres.values()]
         points = self._offsets + np.repeat(centers[own], sizes, axis=0)
-        self._interpolation = distributed_interpolation(self.grid, points)
+        self._interpolation = grid_interpolation(self.grid.cell, self.grid.size, points)
 
     @property
     def weights(self) -> Float[np.ndarray, " point"]:
@@ -64,7 +65,7 @@ class PawDensity:
         if not self.atoms:
             return density
         with thread_pool() as pool:
-            at_points = self._interpolation.apply(_columns(density), pool)
+            at_points = self._interpolation.apply(self._on_whole_grid(density), pool)
         parts, in_spheres = [density], np.split(at_points, self._ends)
         # Without spheres, np.split leaves one empty part.
         for (atom, sphere), own in zip(self.spheres.items(), in_spheres, strict=False):
@@ -77,7 +78,8 @@ class PawDensity:
             return by_points, {}
         by_grid, by_pseudo, by_matrices = self._by_parts(by_points)
         with thread_pool() as pool:
-            by_values = self._interpolation.transpose(by_pseudo, pool)
+            everywhere = self._interpolation.transpose(by_pseudo, pool)
+        by_values = own_part_of_sum(self.grid, everywhere)
         return jax.tree.map(np.add, by_grid, _from_columns(by_values, by_grid)), by_matrices
 
     def derivative(self, density: Density, by_points: Density) -> Float[np.ndarray, "own xyz"]:
@@ -102,7 +104,12 @@ class PawDensity:
         """Of ``by_points`` times the pseudo density, as each point of the spheres moves."""
         by_pseudo = self._by_parts(by_points)[1]
         with thread_pool() as pool:
-            return self._interpolation.gradients(_columns(density), by_pseudo, pool)
+            values = self._on_whole_grid(density)
+            return self._interpolation.gradients(values, by_pseudo, pool)
+
+    def _on_whole_grid(self, density: Density) -> Float[np.ndarray, "grid channel"]:
+        """The pseudo density of all ranks, one column for each ingredient of each spin."""
+        return on_whole_grid(self.grid, _columns(density))
 
     def _by_parts(
         self, by_points: Density
