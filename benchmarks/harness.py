@@ -45,6 +45,19 @@ def learned(functional: str) -> Any:
     return own if own.libxc_terms else CiderFunctional(functional, correlation="GGA_C_PBE")
 
 
+def without_learned_part(functional: Any) -> Any:
+    """Its baseline alone, that of PBE being PBE, at the cost of the whole."""
+    import equinox as eqx
+    import numpy as np
+
+    from cider import CiderFunctional
+
+    nothing = eqx.tree_at(
+        lambda x: x.terms[0].model.quadratic_form, functional.learned, replace_fn=np.zeros_like
+    )
+    return CiderFunctional(nothing, correlation="GGA_C_PBE")
+
+
 def molecule(settings: argparse.Namespace, system: str) -> tuple[Any, Any, Any]:
     """Molecule, built grids, and the density matrix of the superposed atoms."""
     from pyscf import dft, gto
@@ -61,11 +74,9 @@ def check(functional: Any, mol: Any, grids: Any, dm: Any) -> list[str]:
     Raises:
         RuntimeError: Two evaluations, or one spin and two, or no learned part and PBE, differ.
     """
-    import equinox as eqx
     import numpy as np
     from pyscf import dft
 
-    from cider import CiderFunctional
     from cider.plugins.pyscf.numint import CiderNumInt
 
     integrator = CiderNumInt()
@@ -78,13 +89,7 @@ def check(functional: Any, mol: Any, grids: Any, dm: Any) -> list[str]:
         "potential of two spins": abs(vmats[1] - vmat).max(),
     }
     if functional.learned.terms[0].baseline == "GGA_X_PBE":
-        nothing = eqx.tree_at(
-            lambda x: x.terms[0].model.quadratic_form,
-            functional.learned,
-            replace_fn=np.zeros_like,
-        )
-        zero = CiderFunctional(nothing, correlation="GGA_C_PBE")
-        _, baseline, _ = integrator.nr_rks(mol, grids, zero, dm)
+        _, baseline, _ = integrator.nr_rks(mol, grids, without_learned_part(functional), dm)
         _, expected, _ = dft.numint.NumInt().nr_rks(mol, grids, "PBE", dm)
         checks["zero learned part against PBE"] = abs(baseline - expected)
     for name, difference in checks.items():

@@ -1,8 +1,8 @@
 """Exchange with PAW in GPAW beside that of the same density, rebuilt for all electrons.
 
-The pseudo density of a PBE calculation is interpolated to the atom-centred grid of PySCF, where
+The pseudo density of a calculation is interpolated to the atom-centred grid of PySCF, where
 partial waves and cores come on top of it; there the code for molecules evaluates the functional.
-PBE and SCAN are GPAW's own: what they differ by is not of learned functionals.
+PBE and SCAN are evaluated by GPAW's own code: what they differ by is not of learned functionals.
 """
 
 import argparse
@@ -38,6 +38,9 @@ UNPAIRED = {"H": 1, "He": 0, "N": 3, "O": 2, "Ne": 0, "Mg": 0, "Si": 2, "Ar": 0}
 MOLECULES = {"N2": molecule("N2"), "H2O": molecule("H2O"), "SiH4": molecule("SiH4")}
 MOLECULES |= {"MgO": Atoms("MgO", [(0, 0, 0), (0, 0, 1.749)])}
 SYSTEMS = {symbol: Atoms(symbol) for symbol in UNPAIRED} | MOLECULES
+
+DENSITY = harness.without_learned_part(CiderFunctional("x-sl-gga"))
+"""What makes the density: PBE, on the grids of learned functionals."""
 
 LIBXC = ("GGA_X_PBE", "MGGA_X_SCAN")
 LEARNED = ("x-sl-mgga", "x-nldf")
@@ -92,7 +95,7 @@ def becke_grids(atoms: Atoms) -> Any:
 
 
 class Present:
-    """The converged PBE density of a system in a box."""
+    """The converged density of a system in a box."""
 
     def __init__(self, settings: argparse.Namespace, system: str):
         self.atoms = SYSTEMS[system].copy()
@@ -105,7 +108,7 @@ class Present:
             self.atoms.set_initial_magnetic_moments([unpaired])
             levels = {"name": "fermi-dirac", "width": 0.01, "fixmagmom": True}
             parameters |= {"occupations": levels, "nbands": 4}
-        self.atoms.calc = GPAW(mode=PW(settings.cutoff), xc="PBE", **parameters)
+        self.atoms.calc = GPAW(mode=PW(settings.cutoff), xc=DENSITY, **parameters)
         self.atoms.get_potential_energy()
         state = self.atoms.calc.dft
         state.density.update_ked(state.ibzwfs)

@@ -9,8 +9,12 @@ and a pseudo density, on radial shells. So are sources,
 and the Gaussians are expanded on a ladder, :math:`e^{-(\alpha+\beta)u^2} = \sum_\gamma
 M_{\gamma\alpha\beta}\, e^{-\gamma u^2}`. Of the differences, the grid takes what smooth Gaussians
 make, by Fourier transforms; sharp ones, which reach hardly further than the sphere, act inside it,
-harmonic by harmonic and on its all-electron density alone. On the grid and for the pseudo density
-the fields are thus smooth, and the same.
+harmonic by harmonic and on its all-electron density alone.
+
+An energy on the grid and that of the pseudo density in spheres cancel as far as the grid resolves
+what they are of. All-electron sources make steep fields about their nucleus, of which a functional
+makes something steeper still. So under a window in each sphere both do without the fields of its
+own charges, which only the all-electron density sees.
 """
 
 import math
@@ -25,151 +29,31 @@ from scipy.fft import irfftn, rfftn
 from cider.conventions import AnyArray, float64
 from cider.features.convolution import GaussianConvolution
 from cider.features.gaussian_ladder import ladder_of_sums
-from cider.features.sphere_waves import AtNodes, SphereWaves, radial_functions, sphere_waves
-from cider.features.spherical import gaussian_radial_kernel, real_spherical_harmonics
-from cider.features.wave_runs import WaveRuns, wave_runs
+from cider.features.length_runs import LengthRuns, length_runs
+from cider.features.sphere_waves import AtNodes, radial_functions
+from cider.features.spherical_shells import LMAX, AtShells, Species, SphericalShells, species
 from cider.features.waves import Waves, waves_of_grid
-
-LMAX = 4
-"""Largest angular momentum of sources and fields in a sphere."""
+from cider.features.windowed_field import WindowedField, window, windowed_field
 
 UNRESOLVED_WAVE = 1e-3
 """A Gaussian is smooth where this is all that is left of it in the shortest wave of the grid.
 
-With 1e-6 too much of what sharper ones make outside the sphere was missed (14 mHa of the exchange
-of N2 at 400 eV), with 0.1 the grid did not resolve them (28 mHa); 0.01 differed by 3 mHa.
+With 1e-4 too much of what sharper ones make outside the sphere is missed on coarse grids (3 mHa of
+the exchange of N2, 40 of LiF); 0.01 leaves up to 2 mHa that change with the grid, 0.1 tens of them.
 """
-
-_NEGLIGIBLE = 1e-17
-"""Value of a sharp Gaussian, beside its largest, that is left out."""
-
-_BLOCK = 16
-"""Shells that are treated alike."""
 
 _CHANNELS = 8
 """Channels that are transformed together: they stay in a processor's cache."""
 
-AtShells = Float[np.ndarray, "lm shell _"]
-"""Coefficients of spherical harmonics on shells, of each exponent."""
-
-
-class SphericalShells(eqx.Module):
-    """Quadrature of a sphere: ``weights`` (bohr^3) of directions on shells (radii in bohr)."""
-
-    radii: Float[np.ndarray, " shell"]
-    directions: Float[np.ndarray, "angle xyz"]
-    weights: Float[np.ndarray, "angle shell"]
-
-    @property
-    def num_points(self) -> int:
-        """Directions times shells."""
-        return self.weights.size
-
-    @property
-    def points(self) -> Float[np.ndarray, "point xyz"]:
-        """From the centre (bohr), shells fastest."""
-        return (self.directions[:, None] * self.radii[:, None]).reshape(-1, 3)
-
-
-class _Species(eqx.Module):
-    """What equal spheres have in common; ``kernels`` are the sharp Gaussians of each l."""
-
-    shells: SphericalShells
-    harmonics: Float[np.ndarray, "lm angle"]
-    waves: SphereWaves
-    kernels: tuple["_SharpKernels", ...]
-
-    def project(self, values: Float[np.ndarray, "point channel"]) -> AtShells:
-        """Sums over directions of values times harmonics."""
-        by_shell = values.reshape(*self.shells.weights.shape, -1)
-        return np.tensordot(self.harmonics, by_shell, 1)
-
-    def expand(self, coefficients: AtShells, values: Float[np.ndarray, "point channel"]) -> None:
-        """Write values of sums of harmonics: the transpose of ``project``."""
-        by_direction = values.reshape(self.harmonics.shape[1], -1)
-        by_harmonic = coefficients.reshape(len(self.harmonics), -1)
-        np.matmul(self.harmonics.T, by_harmonic, out=by_direction)
-
-    def charges(self, values: Float[np.ndarray, "point channel"]) -> AtShells:
-        """Projection of values with their quadrature weights."""
-        return self.project(self.shells.weights.reshape(-1, 1) * values)
-
-    def charges_transpose(
-        self, by_charges: AtShells, values: Float[np.ndarray, "point channel"]
-    ) -> None:
-        """Write the transpose."""
-        self.expand(by_charges, values)
-        values *= self.shells.weights.reshape(-1, 1)
-
-    def to_nodes(self, at_shells: AtShells) -> AtNodes:
-        """Charges on shells as charges at the nodes, which make the same waves."""
-        return np.einsum("gk,lgc->lkc", self.waves.interpolation, at_shells, optimize=True)
-
-    def to_shells(self, at_nodes: AtNodes) -> AtShells:
-        """Fields at the nodes as fields on shells: the transpose."""
-        return np.einsum("gk,lkc->lgc", self.waves.interpolation, at_nodes, optimize=True)
-
-    def sharp_fields(
-        self, charges: AtShells, mixing: Float[np.ndarray, "gamma cin cout"]
-    ) -> AtShells:
-        """What sharp Gaussians make of charges on shells."""
-        num_shells, num_channels = charges.shape[1], mixing.shape[2]
-        fields = np.zeros((num_shells, charges.shape[0], num_channels))
-        for l, kernels in enumerate(self.kernels):
-            own = slice(l * l, (l + 1) ** 2)
-            by_shell = charges[own].swapaxes(0, 1).reshape(-1, charges.shape[2])
-            total = np.zeros((num_shells, (2 * l + 1) * num_channels))
-            for matrix, blocks in zip(mixing, kernels, strict=True):
-                mixed = (by_shell @ matrix).reshape(num_shells, -1)
-                for rows, columns, kernel in blocks:
-                    total[rows] += kernel @ mixed[columns]
-            fields[:, own] = total.reshape(num_shells, -1, num_channels)
-        return fields.swapaxes(0, 1)
-
-
-class _SharpKernels(eqx.Module):
-    """Kernels of sharp Gaussians between shells, by ``_BLOCK`` rows, without what is negligible.
-
-    ``values`` are those of all blocks, whose columns are ``columns`` of each Gaussian.
-    """
-
-    num_shells: int = eqx.field(static=True)
-    values: Float[np.ndarray, " value"]
-    columns: tuple[tuple[tuple[int, int], ...], ...] = eqx.field(static=True)
-
-    def __iter__(self) -> Iterator[list[tuple[slice, slice, Float[np.ndarray, "row column"]]]]:
-        """Of each Gaussian: rows, columns and the kernel of them, of each block."""
-        end, values, num_shells = 0, self.values, self.num_shells
-        for columns in self.columns:
-            blocks = []
-            for number, (first, beyond) in enumerate(columns):
-                rows = slice(number * _BLOCK, min((number + 1) * _BLOCK, num_shells))
-                shape = rows.stop - rows.start, beyond - first
-                own = values[end : (end := end + shape[0] * shape[1])].reshape(shape)
-                blocks.append((rows, slice(first, beyond), own))
-            yield blocks
-
-
-def _sharp_kernels(kernels: Float[np.ndarray, "gamma shell shell"]) -> _SharpKernels:
-    """The sharpest Gaussians reach a few shells."""
-    values: list[Float[np.ndarray, " value"]] = []
-    columns: list[list[tuple[int, int]]] = []
-    for kernel in kernels:
-        columns.append([])
-        for start in range(0, len(kernel), _BLOCK):
-            rows = kernel[start : start + _BLOCK]
-            reached = np.flatnonzero(np.max(rows, axis=0) > _NEGLIGIBLE * kernel.max())
-            columns[-1].append((int(reached[0]), int(reached[-1]) + 1))
-            values.append(rows[:, slice(*columns[-1][-1])].ravel())
-    return _SharpKernels(
-        kernels.shape[1], np.concatenate(values), tuple(tuple(own) for own in columns)
-    )
-
 
 class _Linearised(NamedTuple):
-    """Sources and derivatives by their fields, as waves and at the nodes of each sphere."""
+    """Sources and derivatives by their fields, as waves and at the nodes of each sphere.
+
+    ``own_fields`` are those that the grid does without.
+    """
 
     charges: list[AtNodes]
+    own_fields: list[AtNodes]
     by_nodes: list[AtNodes]
     on_grid: Complex[np.ndarray, "wave source"]
     by_waves: Complex[np.ndarray, "wave target"]
@@ -180,57 +64,62 @@ class AugmentedConvolution(GaussianConvolution):
 
     Points are those of the grid, then for each sphere those of its all-electron density, then of
     its pseudo density, shells fastest. ``waves`` are those of any direction that the grid holds,
-    at ``indices`` of its transform, ordered by length.
+    at ``indices`` of its transform, ordered by length. ``near`` are the points of the grid in each
+    sphere.
     """
 
+    lattice: Float[np.ndarray, "vector xyz"]
     mesh: tuple[int, int, int] = eqx.field(static=True)
-    volume: float = eqx.field(static=True)
     waves: Waves
     indices: Int[np.ndarray, " wave"]
     centers: Float[np.ndarray, "atom xyz"]
-    species: tuple[_Species, ...]
+    near: tuple[WindowedField, ...]
+    species: tuple[Species, ...]
     species_of: tuple[int, ...] = eqx.field(static=True)
     gammas: Float[np.ndarray, " gamma"]
     num_smooth: int = eqx.field(static=True)
     mixing: Float[np.ndarray, "gamma source target"]
-    runs: WaveRuns
+    runs: LengthRuns
     smooth: Float[np.ndarray, "sample source target"]
     sharp: Float[np.ndarray, "sample source target"]
 
     def apply(self, sources: Float[AnyArray, "grid source"]) -> Float[np.ndarray, "grid target"]:
         on_grid, *in_spheres = np.split(np.asarray(sources), self._ends)
         charges = self._charges(in_spheres)
-        waves = self._fields(self._transform(on_grid), self._to_nodes(charges))
+        at_nodes = self._to_nodes(charges)
+        waves = self._fields(self._transform(on_grid), at_nodes)
         fields = np.empty((self.num_points, waves.shape[1]))
         fields_on_grid, *fields_in_spheres = np.split(fields, self._ends)
         fields_on_grid[:] = self._transform_back(waves)
         mixing = self.mixing[self.num_smooth :]
-        at_nodes = self._at_nodes(waves / self._size)
+        seen, removed = self._at_nodes(waves / self._size), self._own_fields(at_nodes)
         written = fields_in_spheres[::2], fields_in_spheres[1::2]
-        parts = zip(self._spheres, at_nodes, charges, *written, strict=True)
-        for own, own_fields, own_charges, true, pseudo in parts:
-            smooth = own.to_shells(own_fields)
-            own.expand(smooth + own.sharp_fields(own_charges, mixing), true)
-            own.expand(smooth, pseudo)
+        parts = zip(self._spheres, self.near, charges, seen, removed, *written, strict=True)
+        for own, near, own_charges, own_seen, own_removed, true, pseudo in parts:
+            smooth = own.to_shells(own_seen)
+            own.expand(smooth + own.sharp.convolve(own_charges, mixing), true)
+            own.expand(smooth - _windowed(own, own.to_shells(own_removed)), pseudo)
+            np.subtract.at(fields_on_grid, near.indices, near.apply(own_removed))
         return fields
 
     def transpose(self, fields: Float[AnyArray, "grid target"]) -> Float[np.ndarray, "grid source"]:
         on_grid, *in_spheres = np.split(np.asarray(fields), self._ends)
-        by_shells = self._by_shells(in_spheres)
+        by_seen, by_removed = self._by_nodes(on_grid, in_spheres)
         waves = self._transform(on_grid)
-        waves += self._waves_of(self._to_nodes(by_shells), waves.shape[1])
+        waves += self._waves_of(by_seen, waves.shape[1])
         by_smooth = self._by_smooth(waves)
         by_sharp = self.runs.matrix_product(waves, self.sharp.swapaxes(1, 2))
         sources = np.empty((self.num_points, by_smooth.shape[1]))
         by_grid, *by_spheres = np.split(sources, self._ends)
         by_grid[:] = self._transform_back(by_smooth * self.volume + by_sharp)
-        mixing = self.mixing[self.num_smooth :].swapaxes(1, 2)
-        by_nodes = self._at_nodes(by_smooth)
+        mixing = self.mixing.swapaxes(1, 2)
+        by_waves = self._at_nodes(by_smooth)
         written = by_spheres[::2], by_spheres[1::2]
-        parts = zip(self._spheres, in_spheres[::2], by_nodes, *written, strict=True)
-        for own, true, by_own, by_true, by_pseudo in parts:
+        parts = zip(self._spheres, in_spheres[::2], by_waves, by_removed, *written, strict=True)
+        for own, true, by_own, by_own_removed, by_true, by_pseudo in parts:
+            by_own -= own.smooth.convolve(by_own_removed, mixing[: self.num_smooth])
             by_charges = own.to_shells(by_own)
-            by_charges += own.sharp_fields(own.project(true), mixing)
+            by_charges += own.sharp.convolve(own.project(true), mixing[self.num_smooth :])
             own.charges_transpose(by_charges, by_true)
             np.negative(by_true, out=by_pseudo)
         return sources
@@ -252,7 +141,9 @@ class AugmentedConvolution(GaussianConvolution):
                 self._spheres, self.centers, state.charges, state.by_nodes, strict=True
             )
         ]
-        return np.reshape(derivatives, (-1, 3))
+        # Where centres go on, points fall back, and the field of the own charges is subtracted.
+        removed = [gradients.sum(axis=0) for gradients in self._gradients(state, by_fields)]
+        return np.reshape(derivatives, (-1, 3)) + np.reshape(removed, (-1, 3))
 
     def strain_derivative(
         self, sources: Float[AnyArray, "grid source"], by_fields: Float[AnyArray, "grid target"]
@@ -276,11 +167,19 @@ class AugmentedConvolution(GaussianConvolution):
             strain += own.waves.strain_derivative(charges, by_smooth, center)
             # The density of waves that charges make goes with the inverse of the volume.
             strain -= np.vdot(charges, *own.waves.at_nodes(by_smooth, center[None])) * np.eye(3)
+        for near, gradients in zip(self.near, self._gradients(state, by_fields), strict=True):
+            strain -= gradients.T @ near.offsets
         return strain
 
     def moved(self, centers: Float[np.ndarray, "atom xyz"]) -> "AugmentedConvolution":
         """The same for other centres (bohr)."""
-        return eqx.tree_at(lambda own: own.centers, self, centers)
+        near = _near(self.lattice, self.mesh, centers, self._spheres)
+        return eqx.tree_at(lambda own: (own.centers, own.near), self, (centers, near))
+
+    @property
+    def volume(self) -> float:
+        """Of the cell, in bohr^3."""
+        return float(abs(np.linalg.det(self.lattice)))
 
     @property
     def num_points(self) -> int:
@@ -292,7 +191,7 @@ class AugmentedConvolution(GaussianConvolution):
         return int(np.prod(self.mesh))
 
     @property
-    def _spheres(self) -> list[_Species]:
+    def _spheres(self) -> list[Species]:
         return [self.species[index] for index in self.species_of]
 
     @property
@@ -306,10 +205,34 @@ class AugmentedConvolution(GaussianConvolution):
         parts = zip(self._spheres, in_spheres[::2], in_spheres[1::2], strict=True)
         return [own.charges(true - pseudo) for own, true, pseudo in parts]
 
-    def _by_shells(self, in_spheres: Sequence[np.ndarray]) -> list[AtShells]:
-        """What acts on the smooth fields in each sphere, which both densities see."""
-        parts = zip(self._spheres, in_spheres[::2], in_spheres[1::2], strict=True)
-        return [own.project(true + pseudo) for own, true, pseudo in parts]
+    def _by_nodes(
+        self, on_grid: Float[np.ndarray, "point target"], in_spheres: Sequence[np.ndarray]
+    ) -> tuple[list[AtNodes], list[AtNodes]]:
+        """What acts on the smooth fields in each sphere, and on those that are removed."""
+        by_seen, by_removed = [], []
+        parts = zip(self._spheres, self.near, in_spheres[::2], in_spheres[1::2], strict=True)
+        for own, near, true, pseudo in parts:
+            of_pseudo = own.project(pseudo)
+            by_seen.append(own.to_nodes(own.project(true) + of_pseudo))
+            by_removed.append(own.to_nodes(_windowed(own, of_pseudo)))
+            by_removed[-1] += near.transpose(on_grid[near.indices])
+        return by_seen, by_removed
+
+    def _own_fields(self, charges: Sequence[AtNodes]) -> list[AtNodes]:
+        """What smooth Gaussians make of the charges of each sphere about itself."""
+        mixing = self.mixing[: self.num_smooth]
+        parts = zip(self._spheres, charges, strict=True)
+        return [own.smooth.convolve(values, mixing) for own, values in parts]
+
+    def _gradients(
+        self, state: _Linearised, by_fields: Float[AnyArray, "grid target"]
+    ) -> list[Float[np.ndarray, "point xyz"]]:
+        """Of ``by_fields`` times the removed fields, as the points of the grid near each move."""
+        by_grid = np.asarray(by_fields)[: self._size]
+        return [
+            near.gradients(removed, by_grid[near.indices])
+            for near, removed in zip(self.near, state.own_fields, strict=True)
+        ]
 
     def _to_nodes(self, at_shells: Sequence[AtShells]) -> list[AtNodes]:
         return [own.to_nodes(values) for own, values in zip(self._spheres, at_shells, strict=True)]
@@ -319,11 +242,12 @@ class AugmentedConvolution(GaussianConvolution):
     ) -> _Linearised:
         on_grid, *in_spheres = np.split(np.asarray(sources), self._ends)
         by_grid, *by_spheres = np.split(np.asarray(by_fields), self._ends)
-        by_nodes = self._to_nodes(self._by_shells(by_spheres))
+        by_nodes, _ = self._by_nodes(by_grid, by_spheres)
         by_waves = self._transform(by_grid)
         by_waves += self._waves_of(by_nodes, by_waves.shape[1])
         charges = self._to_nodes(self._charges(in_spheres))
-        return _Linearised(charges, by_nodes, self._transform(on_grid), by_waves)
+        own_fields, waves = self._own_fields(charges), self._transform(on_grid)
+        return _Linearised(charges, own_fields, by_nodes, waves, by_waves)
 
     def _by_smooth(
         self, by_waves: Complex[np.ndarray, "wave target"]
@@ -365,7 +289,7 @@ class AugmentedConvolution(GaussianConvolution):
             at_nodes |= zip(atoms, own.waves.at_nodes(waves, self.centers[atoms]), strict=True)
         return [at_nodes[atom] for atom in range(len(self.centers))]
 
-    def _atoms_of_species(self) -> Iterator[tuple[_Species, list[int]]]:
+    def _atoms_of_species(self) -> Iterator[tuple[Species, list[int]]]:
         for index, own in enumerate(self.species):
             yield own, [atom for atom, kind in enumerate(self.species_of) if kind == index]
 
@@ -430,16 +354,18 @@ def augmented_convolution(
         seen = [radial_functions(lengths, longest, max(radii), LMAX)] if radii else []
         return np.concatenate([gaussians, *seen])
 
-    runs = wave_runs(waves.lengths, functions)
+    runs = length_runs(waves.lengths, functions)
     smooth, sharp = _matrices(runs.samples, gammas, mixing, num_smooth)
     kinds = {id(own): own for own in shells}
+    of_kinds = {key: species(own, waves, runs, gammas, num_smooth) for key, own in kinds.items()}
     return AugmentedConvolution(
+        lattice=lattice,
         mesh=(nx, ny, nz),
-        volume=float(abs(np.linalg.det(lattice))),
         waves=waves,
         indices=indices,
         centers=centers,
-        species=tuple(_species(own, waves, runs, gammas[num_smooth:]) for own in kinds.values()),
+        near=_near(lattice, (nx, ny, nz), centers, [of_kinds[id(own)] for own in shells]),
+        species=tuple(of_kinds.values()),
         species_of=tuple(list(kinds).index(id(own)) for own in shells),
         gammas=gammas,
         num_smooth=num_smooth,
@@ -448,6 +374,24 @@ def augmented_convolution(
         smooth=smooth,
         sharp=sharp,
     )
+
+
+def _near(
+    lattice: Float[np.ndarray, "vector xyz"],
+    mesh: tuple[int, int, int],
+    centers: Float[np.ndarray, "atom xyz"],
+    spheres: Sequence[Species],
+) -> tuple[WindowedField, ...]:
+    """The points of the grid in each sphere."""
+    return tuple(
+        windowed_field(lattice, mesh, center, own.waves.nodes, LMAX)
+        for own, center in zip(spheres, centers, strict=True)
+    )
+
+
+def _windowed(own: Species, at_shells: AtShells) -> AtShells:
+    """Fields or derivatives on shells under the window of removed fields."""
+    return window(own.shells.radii / own.waves.nodes.radius)[:, None] * at_shells
 
 
 def _matrices(
@@ -460,17 +404,3 @@ def _matrices(
     gaussians = (np.pi / gammas) ** 1.5 * np.exp(-np.outer(lengths**2, 1 / (4 * gammas)))
     parts = slice(num_smooth), slice(num_smooth, None)
     return [np.tensordot(gaussians[:, part], mixing[part], 1) for part in parts]
-
-
-def _species(
-    shells: SphericalShells, waves: Waves, runs: WaveRuns, sharp: Float[np.ndarray, " gamma"]
-) -> _Species:
-    return _Species(
-        shells=shells,
-        harmonics=real_spherical_harmonics(shells.directions, LMAX),
-        waves=sphere_waves(waves, runs, shells.radii, LMAX),
-        kernels=tuple(
-            _sharp_kernels(own)
-            for own in gaussian_radial_kernel(sharp, shells.radii, shells.radii, LMAX)
-        ),
-    )

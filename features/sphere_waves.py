@@ -14,15 +14,16 @@ from jaxtyping import Complex, Float, Int
 from scipy.special import spherical_jn
 
 from cider.features.compiled import compiled
+from cider.features.length_runs import LengthRun, LengthRuns
+from cider.features.radial_nodes import RadialNodes
 from cider.features.spherical import (
     fill_harmonics_gradients,
     harmonics_recurrence,
     real_spherical_harmonics,
 )
-from cider.features.wave_runs import WaveRun, WaveRuns
 from cider.features.waves import Waves
 
-AtNodes = Float[np.ndarray, "lm _ channel"]
+AtNodes = Float[np.ndarray, "lm _ _"]
 """Coefficients of spherical harmonics at nodes, of each channel."""
 
 _TOGETHER = 2**22
@@ -38,10 +39,10 @@ class SphereWaves(eqx.Module):
     """
 
     waves: Waves
-    runs: WaveRuns
+    runs: LengthRuns
     harmonics: tuple[Float[np.ndarray, "wave even_lm"], Float[np.ndarray, "wave odd_lm"]]
     interpolation: Float[np.ndarray, "shell node"]
-    nodes: Float[np.ndarray, " node"]
+    nodes: RadialNodes
     bessel: tuple[Float[np.ndarray, "node sample"], ...]
 
     def waves_of(
@@ -56,11 +57,11 @@ class SphereWaves(eqx.Module):
             by_parity = [_at_samples(of_atoms, radial, ls) for ls in self._parities]
             for run in runs:
                 even, odd = (
-                    run.spread(lms[run.waves]) @ own[run.samples].reshape(-1, columns)
+                    run.spread(lms[run.vectors]) @ own[run.samples].reshape(-1, columns)
                     for lms, own in zip(harmonics, by_parity, strict=True)
                 )
-                phases = 4 * np.pi * _phases(vectors[run.waves], centers)
-                _sum_over_centers(phases, even, odd, total[run.waves])
+                phases = 4 * np.pi * _phases(vectors[run.vectors], centers)
+                _sum_over_centers(phases, even, odd, total[run.vectors])
         return total
 
     def at_nodes(
@@ -69,15 +70,15 @@ class SphereWaves(eqx.Module):
         """Sums over waves and their conjugates at the nodes: the transpose of ``waves_of``."""
         (vectors, shares), harmonics = self.waves, self.harmonics
         columns = len(centers) * waves.shape[1]
-        at_nodes = np.zeros((len(self.bessel) ** 2, len(self.nodes), columns))
+        at_nodes = np.zeros((len(self.bessel) ** 2, self.nodes.count, columns))
         for samples, runs in self._blocks(columns):
             num_samples = samples.stop - samples.start
             by_parity = [np.empty((num_samples, lms.shape[1], columns)) for lms in harmonics]
             for run in runs:
-                factors = _factors(vectors[run.waves], shares[run.waves], centers)
-                parts = _parts(waves[run.waves], factors)
+                factors = _factors(vectors[run.vectors], shares[run.vectors], centers)
+                parts = _parts(waves[run.vectors], factors)
                 for lms, part, own in zip(harmonics, parts, by_parity, strict=True):
-                    by_run = run.spread(lms[run.waves]).T @ part
+                    by_run = run.spread(lms[run.vectors]).T @ part
                     own[run.samples] = by_run.reshape(-1, *own.shape[1:])
             for ls, own in zip(self._parities, by_parity, strict=True):
                 ends = np.cumsum([2 * l + 1 for l in ls])[:-1]
@@ -105,9 +106,9 @@ class SphereWaves(eqx.Module):
         """Derivative of the same by strain, which changes waves and leaves the sphere."""
         vectors, shares = self.waves
         seen = _parts(waves, _factors(vectors, shares, center[None]))
-        arguments = np.outer(self.nodes, self.runs.samples)
+        arguments = np.outer(self.nodes.radii, self.runs.samples)
         slopes = [
-            self.nodes[:, None] * spherical_jn(l, arguments, derivative=True)
+            self.nodes.radii[:, None] * spherical_jn(l, arguments, derivative=True)
             for l in range(len(self.bessel))
         ]
         by_harmonics = self._by_harmonics(seen, charges, self.bessel)
@@ -140,11 +141,11 @@ class SphereWaves(eqx.Module):
         for parts, ls in zip(seen, self._parities, strict=True):
             of_length, lms = _at_samples(charges, radial, ls), _all_harmonics_of(ls)
             for run in self.runs:
-                own = np.tensordot(of_length[run.samples], parts[run.waves], ((2,), (1,)))
-                result[lms, run.waves] = np.einsum("gs,smg->mg", run.coefficients, own)
+                own = np.tensordot(of_length[run.samples], parts[run.vectors], ((2,), (1,)))
+                result[lms, run.vectors] = np.einsum("gs,smg->mg", run.coefficients, own)
         return result
 
-    def _blocks(self, columns: int) -> Iterator[tuple[slice, list[WaveRun]]]:
+    def _blocks(self, columns: int) -> Iterator[tuple[slice, list[LengthRun]]]:
         """Runs that are treated together, for so many columns of each harmonic."""
         return self.runs.blocks(_TOGETHER // (columns * len(self.bessel) ** 2))
 
@@ -244,20 +245,20 @@ def _parities(lmax: int) -> list[range]:
 
 
 def sphere_waves(
-    waves: Waves, runs: WaveRuns, radii: Float[np.ndarray, " shell"], lmax: int
+    waves: Waves, runs: LengthRuns, radii: Float[np.ndarray, " shell"], lmax: int
 ) -> SphereWaves:
     """The waves in a sphere of shells (ascending radii in bohr).
 
     ``runs`` interpolate ``radial_functions`` of this radius or of a larger one.
     """
-    angles, nodes = _nodes(radii[-1], waves.lengths.max())
+    nodes = _nodes(radii[-1], waves.lengths.max())
     harmonics = real_spherical_harmonics(waves.directions, lmax)
     even, odd = (np.ascontiguousarray(harmonics[_all_harmonics_of(ls)].T) for ls in _parities(lmax))
     return SphereWaves(
         waves=waves,
         runs=runs,
         harmonics=(even, odd),
-        interpolation=_interpolation(radii, nodes, angles),
+        interpolation=nodes.interpolation(radii),
         nodes=nodes,
         bessel=tuple(_bessel(nodes, runs.samples, lmax)),
     )
@@ -267,33 +268,16 @@ def radial_functions(
     lengths: Float[np.ndarray, " wave"], longest: float, radius: float, lmax: int
 ) -> Float[np.ndarray, "function wave"]:
     """Of the lengths of waves (bohr^-1, up to ``longest``): all that spheres of a radius see."""
-    _, nodes = _nodes(radius, longest)
-    return np.concatenate(_bessel(nodes, lengths, lmax))
+    return np.concatenate(_bessel(_nodes(radius, longest), lengths, lmax))
 
 
 def _bessel(
-    nodes: Float[np.ndarray, " node"], lengths: Float[np.ndarray, " wave"], lmax: int
+    nodes: RadialNodes, lengths: Float[np.ndarray, " wave"], lmax: int
 ) -> list[Float[np.ndarray, "node wave"]]:
     """Spherical Bessel functions of each l."""
-    return [spherical_jn(l, np.outer(nodes, lengths)) for l in range(lmax + 1)]
+    return [spherical_jn(l, np.outer(nodes.radii, lengths)) for l in range(lmax + 1)]
 
 
-def _nodes(
-    radius: float, longest: float
-) -> tuple[Float[np.ndarray, " node"], Float[np.ndarray, " node"]]:
-    """Angles and radii of Chebyshev nodes: enough for the shortest wave to full precision."""
-    count = int(longest * radius / 2) + 16
-    angles = np.pi * (np.arange(count) + 0.5) / count
-    return angles, radius * (1 - np.cos(angles)) / 2
-
-
-def _interpolation(
-    radii: Float[np.ndarray, " shell"],
-    nodes: Float[np.ndarray, " node"],
-    angles: Float[np.ndarray, " node"],
-) -> Float[np.ndarray, "shell node"]:
-    """Values of the polynomial through Chebyshev nodes, by the barycentric formula."""
-    distances = radii[:, None] - nodes
-    distances[np.abs(distances) < 1e-13] = 1e-13
-    terms = (-1.0) ** np.arange(len(nodes)) * np.sin(angles) / distances
-    return terms / terms.sum(axis=1, keepdims=True)
+def _nodes(radius: float, longest: float) -> RadialNodes:
+    """Enough for the shortest wave to full precision."""
+    return RadialNodes(float(radius), int(longest * radius / 2) + 16)

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from cider.features.augmented_convolution import LMAX, SphericalShells, augmented_convolution
+from cider.features.augmented_convolution import augmented_convolution
 from cider.features.spherical import gaussian_radial_kernel
+from cider.features.spherical_shells import LMAX, SphericalShells
 
 LATTICE = np.array([(7.0, 0.0, 0.5), (0.0, 6.5, 0.0), (0.3, 0.2, 6.0)])
 CENTERS = np.array([(1.0, 2.0, 0.5), (4.1, 3.0, 3.2)])
@@ -80,7 +81,7 @@ def test_sharp_gaussians_between_shells(convolution):
             for l, kernel in enumerate(gaussian_radial_kernel(sharp, radii, radii, LMAX))
         ]
     )
-    fields = species.sharp_fields(charges, mixing)
+    fields = species.sharp.convolve(charges, mixing)
     assert np.max(np.abs(fields - expected)) < 1e-12 * np.max(np.abs(expected))
 
 

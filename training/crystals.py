@@ -15,12 +15,9 @@ from ase.units import Bohr
 from jaxtyping import Float
 
 from cider.density import Density
-from cider.features.augmented_convolution import (
-    AugmentedConvolution,
-    SphericalShells,
-    augmented_convolution,
-)
+from cider.features.augmented_convolution import AugmentedConvolution, augmented_convolution
 from cider.features.nldf import Nldf
+from cider.features.spherical_shells import SphericalShells
 from cider.training.reference import (
     ReferenceSettings,
     UnconvergedError,

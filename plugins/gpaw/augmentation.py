@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.interpolate import make_interp_spline
 
 from cider.density import Density
-from cider.features.augmented_convolution import SphericalShells
+from cider.features.spherical_shells import SphericalShells
 
 NUM_SHELLS = 60
 """Shells of a sphere: more change the exchange of N, Ne, Mg and Si by at most 0.012 mHa."""

@@ -11,8 +11,8 @@ from gpaw.utilities import pack_density
 from jaxtyping import Float
 
 from cider.density import Density
-from cider.features.augmented_convolution import SphericalShells
 from cider.features.spectral_gradient import spectral_gradient
+from cider.features.spherical_shells import SphericalShells
 from cider.plugins.gpaw.augmentation import augmentation_spheres
 from cider.plugins.gpaw.hook import require_supported_gpaw
 from cider.plugins.gpaw.paw_density import PawDensity
