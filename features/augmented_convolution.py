@@ -18,7 +18,7 @@ own charges, which only the all-electron density sees.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -91,13 +91,13 @@ class AugmentedConvolution(GaussianConvolution):
         fields = np.empty((self.num_points, waves.shape[1]))
         fields_on_grid, *fields_in_spheres = np.split(fields, self._ends)
         fields_on_grid[:] = self._transform_back(waves)
-        mixing = self.mixing[self.num_smooth :]
-        seen, removed = self._at_nodes(waves / self._size), self._own_fields(at_nodes)
+        seen, removed = self._at_nodes(waves / self._size), self._own_smooth(at_nodes, self.mixing)
+        sharp = self._own_sharp(charges, self.mixing)
         written = fields_in_spheres[::2], fields_in_spheres[1::2]
-        parts = zip(self._spheres, self.near, charges, seen, removed, *written, strict=True)
-        for own, near, own_charges, own_seen, own_removed, true, pseudo in parts:
+        parts = zip(self._spheres, self.near, seen, removed, sharp, *written, strict=True)
+        for own, near, own_seen, own_removed, own_sharp, true, pseudo in parts:
             smooth = own.to_shells(own_seen)
-            own.expand(smooth + own.sharp.convolve(own_charges, mixing), true)
+            own.expand(smooth + own_sharp, true)
             own.expand(smooth - _windowed(own, own.to_shells(own_removed)), pseudo)
             np.subtract.at(fields_on_grid, near.indices, near.apply(own_removed))
         return fields
@@ -113,15 +113,13 @@ class AugmentedConvolution(GaussianConvolution):
         by_grid, *by_spheres = np.split(sources, self._ends)
         by_grid[:] = self._transform_back(by_smooth * self.volume + by_sharp)
         mixing = self.mixing.swapaxes(1, 2)
-        by_waves = self._at_nodes(by_smooth)
-        written = by_spheres[::2], by_spheres[1::2]
-        parts = zip(self._spheres, in_spheres[::2], by_waves, by_removed, *written, strict=True)
-        for own, true, by_own, by_own_removed, by_true, by_pseudo in parts:
-            by_own -= own.smooth.convolve(by_own_removed, mixing[: self.num_smooth])
-            by_charges = own.to_shells(by_own)
-            by_charges += own.sharp.convolve(own.project(true), mixing[self.num_smooth :])
-            own.charges_transpose(by_charges, by_true)
-            np.negative(by_true, out=by_pseudo)
+        by_true = [own.project(x) for own, x in zip(self._spheres, in_spheres[::2], strict=True)]
+        smooth, removed = self._at_nodes(by_smooth), self._own_smooth(by_removed, mixing)
+        sharp, written = self._own_sharp(by_true, mixing), (by_spheres[::2], by_spheres[1::2])
+        parts = zip(self._spheres, smooth, removed, sharp, *written, strict=True)
+        for own, own_smooth, own_removed, own_sharp, true, pseudo in parts:
+            own.charges_transpose(own.to_shells(own_smooth - own_removed) + own_sharp, true)
+            np.negative(true, out=pseudo)
         return sources
 
     def derivative(
@@ -218,11 +216,31 @@ class AugmentedConvolution(GaussianConvolution):
             by_removed[-1] += near.transpose(on_grid[near.indices])
         return by_seen, by_removed
 
-    def _own_fields(self, charges: Sequence[AtNodes]) -> list[AtNodes]:
+    def _own_smooth(
+        self, charges: Sequence[AtNodes], mixing: Float[np.ndarray, "gamma cin cout"]
+    ) -> list[AtNodes]:
         """What smooth Gaussians make of the charges of each sphere about itself."""
-        mixing = self.mixing[: self.num_smooth]
-        parts = zip(self._spheres, charges, strict=True)
-        return [own.smooth.convolve(values, mixing) for own, values in parts]
+        smooth = mixing[: self.num_smooth]
+        return self._of_species(charges, lambda own, values: own.smooth.convolve(values, smooth))
+
+    def _own_sharp(
+        self, charges: Sequence[AtShells], mixing: Float[np.ndarray, "gamma cin cout"]
+    ) -> list[AtShells]:
+        """The same of sharp ones, on shells."""
+        sharp = mixing[self.num_smooth :]
+        return self._of_species(charges, lambda own, values: own.sharp.convolve(values, sharp))
+
+    def _of_species(
+        self,
+        values: Sequence[np.ndarray],
+        function: Callable[[Species, Float[np.ndarray, "lm radius atom cin"]], np.ndarray],
+    ) -> list[np.ndarray]:
+        """A function of the values of all spheres of a species at once."""
+        results: dict[int, np.ndarray] = {}
+        for own, atoms in self._atoms_of_species():
+            of_atoms = function(own, np.stack([values[atom] for atom in atoms], axis=2))
+            results |= zip(atoms, np.moveaxis(of_atoms, 2, 0), strict=True)
+        return [results[atom] for atom in range(len(self.centers))]
 
     def _gradients(
         self, state: _Linearised, by_fields: Float[AnyArray, "grid target"]
@@ -246,7 +264,7 @@ class AugmentedConvolution(GaussianConvolution):
         by_waves = self._transform(by_grid)
         by_waves += self._waves_of(by_nodes, by_waves.shape[1])
         charges = self._to_nodes(self._charges(in_spheres))
-        own_fields, waves = self._own_fields(charges), self._transform(on_grid)
+        own_fields, waves = self._own_smooth(charges, self.mixing), self._transform(on_grid)
         return _Linearised(charges, own_fields, by_nodes, waves, by_waves)
 
     def _by_smooth(

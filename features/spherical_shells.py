@@ -53,20 +53,22 @@ class RadialKernels(eqx.Module):
     columns: tuple[tuple[tuple[tuple[int, int], ...], ...], ...] = eqx.field(static=True)
 
     def convolve(
-        self, charges: Float[np.ndarray, "lm radius cin"], mixing: Float[np.ndarray, "gamma cin c"]
-    ) -> Float[np.ndarray, "lm radius c"]:
+        self,
+        charges: Float[np.ndarray, "lm radius atom cin"],
+        mixing: Float[np.ndarray, "gamma cin cout"],
+    ) -> Float[np.ndarray, "lm radius atom cout"]:
         """Fields at the radii: of each Gaussian, what it makes of its mixture of the channels."""
-        num_radii, num_channels = self.num_radii, mixing.shape[2]
-        fields = np.zeros((num_radii, charges.shape[0], num_channels))
+        num_lm, num_radii, num_atoms, num_channels = charges.shape
+        fields = np.empty((num_radii, num_lm, num_atoms, mixing.shape[2]))
         for l in range(len(self.values)):
             own = slice(l * l, (l + 1) ** 2)
-            by_radius = charges[own].swapaxes(0, 1).reshape(-1, charges.shape[2])
-            total = np.zeros((num_radii, (2 * l + 1) * num_channels))
+            by_radius = charges[own].swapaxes(0, 1).reshape(-1, num_channels)
+            total = np.zeros((num_radii, (2 * l + 1) * num_atoms * mixing.shape[2]))
             for matrix, blocks in zip(mixing, self._blocks(l), strict=True):
                 mixed = (by_radius @ matrix).reshape(num_radii, -1)
                 for rows, columns, kernel in blocks:
                     total[rows] += kernel @ mixed[columns]
-            fields[:, own] = total.reshape(num_radii, -1, num_channels)
+            fields[:, own] = total.reshape(num_radii, -1, num_atoms, mixing.shape[2])
         return fields.swapaxes(0, 1)
 
     def _blocks(

@@ -81,7 +81,7 @@ def test_sharp_gaussians_between_shells(convolution):
             for l, kernel in enumerate(gaussian_radial_kernel(sharp, radii, radii, LMAX))
         ]
     )
-    fields = species.sharp.convolve(charges, mixing)
+    fields = species.sharp.convolve(charges[:, :, None], mixing)[:, :, 0]
     assert np.max(np.abs(fields - expected)) < 1e-12 * np.max(np.abs(expected))
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("gpaw", reason="GPAW is not installed: pip install 'cider-xc
 
 import gpaw
 from ase import Atoms
+from ase.build import bulk
 from gpaw import GPAW, PW
 from gpaw.dft import XC
 from gpaw.new.pw.hamiltonian import PWHamiltonian
@@ -268,6 +269,19 @@ def test_forces_and_stress_are_derivatives(functional, setups):
     expected = strain * atoms.get_volume() * np.trace(stress) - step * np.vdot(forces, direction)
     # Forces of PBE alone agree to 3e-4 eV/angstrom.
     assert abs(change - expected) < 1e-3 * step
+
+
+def test_a_crystal_moves_against_the_grid():
+    """By half a grid point's distance; 40 meV where the grid sees the fields of carbon's core."""
+
+    def diamond(shift):
+        atoms = bulk("C", "diamond", 3.57)
+        functional = CiderFunctional("pbe0-x-nldf")
+        atoms.calc = GPAW(mode=PW(300), gpts=(16, 16, 16), xc=functional, txt=None)
+        atoms.positions += shift / 16 * atoms.cell.sum(axis=0)
+        return energy_of(atoms)
+
+    assert abs(diamond(0.5) - diamond(0.0)) < 1e-3
 
 
 def test_closed_shell_with_one_and_two_spins():

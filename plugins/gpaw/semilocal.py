@@ -15,10 +15,19 @@ def semilocal_functional(functional: CiderFunctional) -> XCFunctional:
     Raises ``ImportError`` where GPAW was built without libxc, ``ValueError`` for unknown names.
     """
     kernel = LibxcTerms(functional)
-    semilocal = MGGA(kernel) if kernel.type == "MGGA" else GGA(kernel)
+    if kernel.type == "GGA":
+        semilocal = GGA(kernel)
+    else:
+        semilocal = MGGA(kernel) if kernel.reads_tau else WithoutTauInSpheres(kernel)
     # Data sets are named after the functional that made them: there is none for ours.
     semilocal.get_setup_name = lambda: "PBE"
     return semilocal
+
+
+class WithoutTauInSpheres(MGGA):
+    """Terms that do not read the kinetic energy density, where the learned part does."""
+
+    calculate_paw_correction = GGA.calculate_paw_correction
 
 
 class LibxcTerms:
@@ -27,8 +36,8 @@ class LibxcTerms:
     def __init__(self, functional: CiderFunctional):
         self.name = functional.name
         self.terms = [(weight, _libxc(name)) for weight, name in functional.libxc_terms]
-        reads_tau = functional.needs_tau or any(term.type == "MGGA" for _, term in self.terms)
-        self.type = "MGGA" if reads_tau else "GGA"
+        self.reads_tau = any(term.type == "MGGA" for _, term in self.terms)
+        self.type = "MGGA" if self.reads_tau or functional.needs_tau else "GGA"
 
     def calculate(
         self,
