@@ -3,12 +3,20 @@
 The pseudo density of a calculation is interpolated to the atom-centred grid of PySCF, where
 partial waves and cores come on top of it; there the code for molecules evaluates the functional.
 PBE and SCAN are evaluated by GPAW's own code: what they differ by is not of learned functionals.
+
+Features on the line through a bond are drawn from both: as GPAW has them, and as sums over the
+atom-centred grid by their definition.
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import harness
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
@@ -26,6 +34,7 @@ from scipy.ndimage import map_coordinates
 
 from cider import CiderFunctional
 from cider.density import Density
+from cider.features.nldf import Nldf, NldfExponent
 from cider.features.spectral_gradient import spectral_gradient
 from cider.plugins.gpaw.functional import learned_functional
 from cider.plugins.gpaw.learned_energy import LearnedEnergy
@@ -50,7 +59,12 @@ def main() -> None:
     parser = harness.options(__doc__, SYSTEMS)
     parser.add_argument("--cutoff", type=float, default=600.0, help="of plane waves, eV")
     parser.add_argument("--box", type=float, default=9.0, help="length of the cubic cell, angstrom")
+    parser.add_argument(
+        "--features", type=Path, help="image of features of N2 or MgO along the bond, nothing else"
+    )
     settings = parser.parse_args()
+    if settings.features:
+        return draw_features(settings, settings.systems[0])
     for system in settings.systems:
         for name, in_gpaw, rebuilt in compared(settings, system):
             print(
@@ -83,6 +97,49 @@ def compared(settings: argparse.Namespace, system: str) -> list[tuple[str, float
         rebuilt = functional.learned_energy(density, grids.weights, convolution)
         results.append((name, present.learned_energy(functional), rebuilt))
     return results
+
+
+def draw_features(settings: argparse.Namespace, system: str) -> None:
+    """Nonlocal features of a molecule along z on the line through its atoms, from both."""
+    present = Present(settings, system)
+    nldf = CiderFunctional("x-nldf").learned.descriptors.nldf
+    along, in_gpaw = present.features_along_z(CiderFunctional("x-nldf"))
+    places = np.tile(present.atoms.positions[0] / Bohr, (len(along), 1))
+    places[:, 2] = along
+    by_definition = features_by_definition(present, nldf, places)
+    error = np.abs(in_gpaw / by_definition - 1)
+    print(f"{system}: features differ by {error.max():.1e} at most, {np.median(error):.1e} median")
+    figure, axes = plt.subplots(2, sharex=True, layout="constrained")
+    for name, own, expected, differs in zip(nldf.names, in_gpaw, by_definition, error, strict=True):
+        line = axes[0].plot(along * Bohr, expected, label=name)[0]
+        axes[0].plot(along * Bohr, own, ".", color=line.get_color(), markersize=3)
+        axes[1].semilogy(along * Bohr, differs, ".", color=line.get_color(), markersize=3)
+    axes[0].set(ylabel="feature", title=f"{system}: GPAW (dots), sums over Becke's grid (lines)")
+    axes[0].legend(fontsize="small")
+    axes[1].set(xlabel="z (angstrom)", ylabel="relative difference")
+    figure.savefig(settings.features, dpi=120)
+
+
+def features_by_definition(present: "Present", nldf: Nldf, places: np.ndarray) -> np.ndarray:
+    """Sums over Becke's grid for each feature, at places (bohr)."""
+    grids = becke_grids(present.atoms)
+
+    def exponents(points: np.ndarray, of: tuple[NldfExponent, ...]) -> tuple[np.ndarray, list]:
+        density = present.all_electrons(points)
+        rho, tau = density.rho[0], density.tau[0]
+        sigma = np.sum(density.grad_rho[0] ** 2, axis=0)
+        return rho, [np.asarray(own(np.maximum(rho, 1e-10), sigma, tau)) for own in of]
+
+    coords = np.asarray(grids.coords)
+    rho, (sources,) = exponents(coords, (nldf.source_exponent,))
+    _, targets = exponents(places, nldf.exponents)
+    features = np.empty((len(targets), len(places)))
+    for index, place in enumerate(places):
+        squares = np.sum((coords - place) ** 2, axis=1)
+        for row, own in enumerate(targets):
+            kernel = np.exp(-(own[index] + sources) * squares)
+            features[row, index] = np.sum(grids.weights * rho * kernel)
+    return features
 
 
 def becke_grids(atoms: Atoms) -> Any:
@@ -141,6 +198,32 @@ class Present:
         whole = learned_functional(semilocal_functional(functional), learned)
         whole.matrices = self.matrices
         return float(whole.calculate(self.nt_sr, self.taut_sr)[0])
+
+    def features_along_z(self, functional: CiderFunctional) -> tuple[np.ndarray, np.ndarray]:
+        """Places (bohr) along z through the first atom, and features of all electrons there."""
+        positions = self.atoms.get_scaled_positions()
+        learned = LearnedEnergy(functional, self.nt_sr.desc, self.setups, positions)
+        whole = learned_functional(semilocal_functional(functional), learned)
+        pseudo = whole._density(self.nt_sr, self.taut_sr)
+        density = learned.all_electrons.apply(pseudo, self.matrices)
+        nldf = functional.learned.descriptors.nldf
+        rho, tau = np.maximum(density.rho[0], 1e-10), density.tau[0]
+        sigma = np.sum(density.grad_rho[0] ** 2, axis=0)
+        fields = learned.convolution.apply(np.asarray(nldf.sources(rho, sigma, tau)))
+        features = np.asarray(nldf.features(rho, sigma, tau, fields))
+
+        grid, centers = self.nt_sr.desc, self.atoms.positions / Bohr
+        points = [grid.xyz().reshape(-1, 3)]
+        wanted = [np.ones(len(points[0]), dtype=bool)]
+        for center, sphere in zip(centers, learned.all_electrons.spheres.values(), strict=True):
+            distances = np.linalg.norm(points[0] - center, axis=1)
+            wanted[0] &= distances > sphere.shells.radii[-1]
+            points += [center + sphere.shells.points] * 2
+            wanted += [np.full(sphere.shells.num_points, own) for own in (True, False)]
+        points, wanted = np.concatenate(points), np.concatenate(wanted)
+        wanted &= np.all(np.abs(points[:, :2] - centers[0, :2]) < 1e-6, axis=1)
+        chosen = np.flatnonzero(wanted)[np.argsort(points[wanted, 2], kind="stable")]
+        return points[chosen, 2], features[:, chosen]
 
     def all_electrons(self, points: np.ndarray) -> Density:
         """The density of all electrons at points (bohr); none outside of the box."""

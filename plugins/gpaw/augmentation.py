@@ -18,6 +18,14 @@ from cider.features.spherical_shells import SphericalShells
 NUM_SHELLS = 48
 """Shells of a sphere: 80 change the exchange of C, Si and H2O by 0.01 mHa, of GaAs by 0.06."""
 
+FADING = 25
+"""Power n of 1 - (r/R)^2, what partial waves are of the densities at r in a sphere of radius R.
+
+With 12, 25, 50 and infinity, PBE evaluated so takes the atom of silicon to -0.02, -0.05, -0.10 and
+-0.21 eV of its energy, and exchange of ``x-nldf`` in H2O to 1.8, 0.9, 0.4 and 0 mHa of that of the
+density with all of the grid's.
+"""
+
 
 class PartialWaveDensity(eqx.Module):
     """Density of one kind of partial waves, all-electron or pseudo, at the points of a sphere.
@@ -60,9 +68,10 @@ class PartialWaveDensity(eqx.Module):
 class AugmentationSphere(eqx.Module):
     """What the partial waves of a PAW data set add to the pseudo density in a sphere.
 
-    There the density of all electrons is the pseudo density itself with the difference of
-    all-electron and pseudo partial waves. Their own pseudo density would be that of the grid only
-    as far as the partial waves are complete: for the atom of oxygen, to 4 per cent.
+    About the nucleus, densities are those of the partial waves: only of these is known what stands
+    for a pseudo wave there, and others would feel the potential of all electrons as it is.
+    Further out they are those of the grid, which partial waves miss by as much as 4 per cent at the
+    end of the sphere (O).
     """
 
     all_electron: PartialWaveDensity
@@ -83,15 +92,45 @@ class AugmentationSphere(eqx.Module):
 
         Of the pseudo density at these points, and of packed density matrices.
         """
-        waves = self.all_electron.apply(matrices), self.pseudo.apply(matrices)
-        added = jax.tree.map(np.subtract, *waves)
-        return joined([jax.tree.map(np.add, pseudo, added), pseudo])
+        true, waves = self.all_electron.apply(matrices), self.pseudo.apply(matrices)
+        missed = self._outer(jax.tree.map(np.subtract, pseudo, waves))
+        return joined([jax.tree.map(np.add, part, missed) for part in (true, waves)])
 
     def transpose(self, by_density: Density) -> tuple[Density, Float[np.ndarray, "spin packed"]]:
         """The transposed map: derivatives by the pseudo density and by density matrices."""
-        by_true, by_pseudo = split(by_density, [by_density.num_points // 2] * 2)
-        by_matrices = self.all_electron.transpose(by_true) - self.pseudo.transpose(by_true)
-        return jax.tree.map(np.add, by_true, by_pseudo), by_matrices
+        by_true, by_waves = split(by_density, [by_density.num_points // 2] * 2)
+        by_pseudo = self._outer_transpose(jax.tree.map(np.add, by_true, by_waves))
+        by_waves = jax.tree.map(np.subtract, by_waves, by_pseudo)
+        by_matrices = self.all_electron.transpose(by_true) + self.pseudo.transpose(by_waves)
+        return by_pseudo, by_matrices
+
+    def _outer(self, density: Density) -> Density:
+        """A density, faded out about the nucleus."""
+        share, slope = self._share_and_slope
+        return Density(
+            share * density.rho,
+            share * density.grad_rho + slope * density.rho[:, None],
+            None if density.tau is None else share * density.tau,
+        )
+
+    def _outer_transpose(self, by_density: Density) -> Density:
+        share, slope = self._share_and_slope
+        return Density(
+            share * by_density.rho + np.sum(slope * by_density.grad_rho, axis=1),
+            share * by_density.grad_rho,
+            None if by_density.tau is None else share * by_density.tau,
+        )
+
+    @property
+    def _share_and_slope(
+        self,
+    ) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, "xyz point"]]:
+        """How much is left at each point, and its gradient (per bohr)."""
+        radii, radius = self.shells.radii, self.shells.radii[-1]
+        inside = 1 - (radii / radius) ** 2
+        slopes = 2 * FADING * radii / radius**2 * inside ** (FADING - 1)
+        along = self.shells.directions.T[:, :, None] * slopes
+        return np.tile(1 - inside**FADING, len(self.shells.directions)), along.reshape(3, -1)
 
 
 def augmentation_sphere(correction: Any, needs_tau: bool) -> AugmentationSphere:
