@@ -21,7 +21,7 @@ NUM_SHELLS = 48
 FADING = 25
 """Power n of 1 - (r/R)^2, what partial waves are of the densities at r in a sphere of radius R.
 
-With 12, 25, 50 and infinity, PBE evaluated so takes the atom of silicon to -0.02, -0.05, -0.10 and
+With 12, 25, 50 and infinity, PBE evaluated so takes the atom of silicon to -0.01, -0.04, -0.09 and
 -0.21 eV of its energy, and exchange of ``x-nldf`` in H2O to 1.8, 0.9, 0.4 and 0 mHa of that of the
 density with all of the grid's.
 """
