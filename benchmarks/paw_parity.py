@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import harness
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
@@ -28,6 +24,7 @@ from gpaw.utilities import pack_density, unpack_density
 from gpaw.xc.gga import GGA
 from gpaw.xc.libxc import LibXC
 from gpaw.xc.mgga import MGGA
+from matplotlib.figure import Figure
 from pyscf import dft, gto
 from scipy.interpolate import make_interp_spline
 from scipy.ndimage import map_coordinates
@@ -64,6 +61,8 @@ def main() -> None:
     )
     settings = parser.parse_args()
     if settings.features:
+        if len(settings.systems) > 1 or settings.systems[0] not in ("N2", "MgO"):
+            parser.error("--features needs --systems N2 or --systems MgO")
         return draw_features(settings, settings.systems[0])
     for system in settings.systems:
         for name, in_gpaw, rebuilt in compared(settings, system):
@@ -102,14 +101,16 @@ def compared(settings: argparse.Namespace, system: str) -> list[tuple[str, float
 def draw_features(settings: argparse.Namespace, system: str) -> None:
     """Nonlocal features of a molecule along z on the line through its atoms, from both."""
     present = Present(settings, system)
-    nldf = CiderFunctional("x-nldf").learned.descriptors.nldf
-    along, in_gpaw = present.features_along_z(CiderFunctional("x-nldf"))
+    functional = CiderFunctional("x-nldf")
+    nldf = functional.learned.descriptors.nldf
+    along, in_gpaw = present.features_along_z(functional)
     places = np.tile(present.atoms.positions[0] / Bohr, (len(along), 1))
     places[:, 2] = along
     by_definition = features_by_definition(present, nldf, places)
     error = np.abs(in_gpaw / by_definition - 1)
     print(f"{system}: features differ by {error.max():.1e} at most, {np.median(error):.1e} median")
-    figure, axes = plt.subplots(2, sharex=True, layout="constrained")
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(2, sharex=True)
     for name, own, expected, differs in zip(nldf.names, in_gpaw, by_definition, error, strict=True):
         line = axes[0].plot(along * Bohr, expected, label=name)[0]
         axes[0].plot(along * Bohr, own, ".", color=line.get_color(), markersize=3)
@@ -193,17 +194,20 @@ class Present:
 
     def learned_energy(self, functional: CiderFunctional) -> float:
         """Exchange energy (Ha) of a learned functional with PAW."""
+        return float(self._whole(functional).calculate(self.nt_sr, self.taut_sr)[0])
+
+    def _whole(self, functional: CiderFunctional) -> Any:
+        """GPAW's object of a learned functional, for this density."""
         positions = self.atoms.get_scaled_positions()
         learned = LearnedEnergy(functional, self.nt_sr.desc, self.setups, positions)
         whole = learned_functional(semilocal_functional(functional), learned)
         whole.matrices = self.matrices
-        return float(whole.calculate(self.nt_sr, self.taut_sr)[0])
+        return whole
 
     def features_along_z(self, functional: CiderFunctional) -> tuple[np.ndarray, np.ndarray]:
         """Places (bohr) along z through the first atom, and features of all electrons there."""
-        positions = self.atoms.get_scaled_positions()
-        learned = LearnedEnergy(functional, self.nt_sr.desc, self.setups, positions)
-        whole = learned_functional(semilocal_functional(functional), learned)
+        whole = self._whole(functional)
+        learned = whole.learned
         pseudo = whole._density(self.nt_sr, self.taut_sr)
         density = learned.all_electrons.apply(pseudo, self.matrices)
         nldf = functional.learned.descriptors.nldf

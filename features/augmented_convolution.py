@@ -33,7 +33,7 @@ from cider.features.length_runs import LengthRuns, length_runs
 from cider.features.sphere_waves import AtNodes, radial_functions
 from cider.features.spherical_shells import LMAX, AtShells, Species, SphericalShells, species
 from cider.features.waves import Waves, waves_of_grid
-from cider.features.windowed_field import WindowedField, window, windowed_field
+from cider.features.windowed_field import WINDOW, WindowedField, windowed_field
 
 UNRESOLVED_WAVE = 1e-3
 """A Gaussian is smooth where this is all that is left of it in the shortest wave of the grid.
@@ -409,7 +409,7 @@ def _near(
 
 def _windowed(own: Species, at_shells: AtShells) -> AtShells:
     """Fields or derivatives on shells under the window of removed fields."""
-    return window(own.shells.radii / own.waves.nodes.radius)[:, None] * at_shells
+    return WINDOW(own.shells.radii / own.waves.nodes.radius)[:, None] * at_shells
 
 
 def _matrices(

@@ -1,6 +1,6 @@
 r"""A field about a centre, under a window, at the points of a uniform grid.
 
-.. math:: f(\mathbf r) = w(r/R) \sum_{lm} f_{lm}(r)\, Y_{lm}(\hat r), \qquad w(x) = (1 - x^4)^3
+.. math:: f(\mathbf r) = w(r/R) \sum_{lm} f_{lm}(r)\, Y_{lm}(\hat r)
 """
 
 from collections.abc import Sequence
@@ -18,24 +18,18 @@ from cider.features.spherical import (
     real_spherical_harmonics,
 )
 from cider.features.waves import reciprocal_lattice
+from cider.features.window import Window
 
 _NEAREST = 1e-6
 """Distance (bohr) from the centre that a point has at least: it needs a direction."""
 
 
-def window(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """One at the centre, zero with two derivatives from x = 1 on.
+WINDOW = Window(power=4, times=3)
+"""Of the fields that the grid does without.
 
-    Windows that are flat further out fall too fast for the grid, those that fall sooner leave too
-    much: with either, energies of crystals moved against the grid vary ten times as much.
-    """
-    return (1 - np.minimum(x, 1.0) ** 4) ** 3
-
-
-def window_slope(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """The derivative of ``window``."""
-    inside = np.minimum(x, 1.0)
-    return -12 * inside**3 * (1 - inside**4) ** 2
+Windows that are flat further out fall too fast for the grid, those that fall sooner leave too
+much: with either, energies of crystals moved against the grid vary ten times as much.
+"""
 
 
 class WindowedField(eqx.Module):
@@ -80,10 +74,9 @@ class WindowedField(eqx.Module):
         by_harmonics = self._by_harmonics(at_nodes, by_values)
         radial_slopes = np.einsum("kn,lnc->lkc", self.nodes.slopes, at_nodes)
         by_slopes = self._by_harmonics(radial_slopes, by_values)
-        along = window(radii / radius) * np.sum(by_slopes * self.harmonics, axis=1)
-        along += (
-            window_slope(radii / radius) / radius * np.sum(by_harmonics * self.harmonics, axis=1)
-        )
+        share, slope = WINDOW(radii / radius), WINDOW.slope(radii / radius) / radius
+        along = share * np.sum(by_slopes * self.harmonics, axis=1)
+        along += slope * np.sum(by_harmonics * self.harmonics, axis=1)
         across = np.empty((3, len(directions)))
         fill_harmonics_gradients(
             np.ascontiguousarray(directions.T),
@@ -91,7 +84,7 @@ class WindowedField(eqx.Module):
             np.ascontiguousarray(by_harmonics.T),
             across,
         )
-        return along[:, None] * directions + (window(radii / radius) / radii * across).T
+        return along[:, None] * directions + (share / radii * across).T
 
     def _by_harmonics(
         self, at_nodes: AtNodes, by_values: Float[np.ndarray, "point channel"]
@@ -114,7 +107,7 @@ class WindowedField(eqx.Module):
     @property
     def _windowed_harmonics(self) -> Float[np.ndarray, "point lm"]:
         radii = np.linalg.norm(self.offsets, axis=1, keepdims=True)
-        return window(radii / self.nodes.radius) * self.harmonics
+        return WINDOW(radii / self.nodes.radius) * self.harmonics
 
     @property
     def _lmax(self) -> int:

@@ -90,8 +90,10 @@ def test_zero_learned_part_is_pbe(level, spinpol, setups, bounds):
 
 
 def test_silicon_keeps_its_energy():
-    """PBE's, evaluated in spheres as all of an exchange functional: 0.07 eV below where the density
-    about nuclei is that of the grid."""
+    """PBE's, evaluated as all of a learned functional.
+
+    With the density of the grid up to the nuclei, it is 0.07 eV lower.
+    """
 
     def energy(xc):
         atoms = bulk("Si", "diamond", 5.43)

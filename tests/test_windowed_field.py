@@ -5,7 +5,7 @@ import pytest
 
 from cider.features.radial_nodes import RadialNodes
 from cider.features.spherical import gaussian_radial_kernel, real_spherical_harmonics
-from cider.features.windowed_field import window, windowed_field
+from cider.features.windowed_field import WINDOW, windowed_field
 
 LATTICE = np.array([(5.0, 0.0, 0.5), (0.0, 4.5, 0.0), (0.3, 0.2, 5.5)])
 MESH = (20, 18, 24)
@@ -38,7 +38,7 @@ def test_gaussians_under_the_window():
     assert np.max(np.abs(displacement - field.offsets)) < 1e-12
     radii = np.linalg.norm(field.offsets, axis=1)
     squares = np.sum((field.offsets[:, None] - PLACES) ** 2, axis=-1)
-    expected = window(radii / NODES.radius)[:, None] * np.exp(-EXPONENTS * squares)
+    expected = WINDOW(radii / NODES.radius)[:, None] * np.exp(-EXPONENTS * squares)
     # Harmonics above LMAX are missing.
     assert np.max(np.abs(field.apply(gaussians_at_nodes()) - expected)) < 1e-6
     volume = abs(np.linalg.det(LATTICE)) / np.prod(MESH)

@@ -14,16 +14,17 @@ from scipy.interpolate import make_interp_spline
 
 from cider.density import Density
 from cider.features.spherical_shells import SphericalShells
+from cider.features.window import Window
 
 NUM_SHELLS = 48
 """Shells of a sphere: 80 change the exchange of C, Si and H2O by 0.01 mHa, of GaAs by 0.06."""
 
-FADING = 25
-"""Power n of 1 - (r/R)^2, what partial waves are of the densities at r in a sphere of radius R.
+PARTIAL_WAVES = Window(power=2, times=25)
+"""What partial waves are of the densities in a sphere.
 
-With 12, 25, 50 and infinity, PBE evaluated so takes the atom of silicon to -0.01, -0.04, -0.09 and
--0.21 eV of its energy, and exchange of ``x-nldf`` in H2O to 1.8, 0.9, 0.4 and 0 mHa of that of the
-density with all of the grid's.
+With ``times`` of 12, 25, 50 and infinity, PBE evaluated so takes the atom of silicon to -0.01,
+-0.04, -0.09 and -0.21 eV of its energy, and exchange of ``x-nldf`` in H2O to 1.8, 0.9, 0.4 and 0
+mHa of that of the density with all of the grid's.
 """
 
 
@@ -126,11 +127,11 @@ class AugmentationSphere(eqx.Module):
         self,
     ) -> tuple[Float[np.ndarray, " point"], Float[np.ndarray, "xyz point"]]:
         """How much is left at each point, and its gradient (per bohr)."""
-        radii, radius = self.shells.radii, self.shells.radii[-1]
-        inside = 1 - (radii / radius) ** 2
-        slopes = 2 * FADING * radii / radius**2 * inside ** (FADING - 1)
-        along = self.shells.directions.T[:, :, None] * slopes
-        return np.tile(1 - inside**FADING, len(self.shells.directions)), along.reshape(3, -1)
+        radius = self.shells.radii[-1]
+        x = self.shells.radii / radius
+        share = np.tile(1 - PARTIAL_WAVES(x), len(self.shells.directions))
+        along = self.shells.directions.T[:, :, None] * (-PARTIAL_WAVES.slope(x) / radius)
+        return share, along.reshape(3, -1)
 
 
 def augmentation_sphere(correction: Any, needs_tau: bool) -> AugmentationSphere:
