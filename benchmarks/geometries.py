@@ -12,12 +12,12 @@ def from_ase(name: str) -> str:
     return _lines(zip(atoms.symbols, atoms.positions, strict=True))
 
 
-def water_cluster() -> str:
-    """Eight water molecules on a distorted cube, oxygen neighbours 2.8 angstrom apart."""
+def water_cluster(*shape: int) -> str:
+    """Water molecules on a distorted cubic lattice, oxygen neighbours 2.8 angstrom apart."""
     water = np.array([[0.0, 0.0, 0.0], [0.76, 0.0, 0.59], [-0.76, 0.0, 0.59]])
     random = np.random.default_rng(8)
     rows = []
-    for corner in np.ndindex(2, 2, 2):
+    for corner in np.ndindex(*shape):
         rotation = np.linalg.qr(random.normal(size=(3, 3)))[0]
         center = 2.8 * np.array(corner) + 0.1 * random.normal(size=3)
         rows += zip("OHH", center + water @ rotation.T, strict=True)
@@ -48,6 +48,6 @@ def _lines(rows) -> str:
 SYSTEMS = {
     "H2O": from_ase("H2O"),
     "benzene": from_ase("C6H6"),
-    "(H2O)8": water_cluster(),
+    "(H2O)8": water_cluster(2, 2, 2),
     "C10H22": alkane(10),
 }

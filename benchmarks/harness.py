@@ -219,12 +219,13 @@ def _markdown(content: Mapping[str, Any]) -> str:
         size = f"{result['orbitals']} orbitals, {result['points']} points"
         lines += ["", f"## {result['system']} ({size})", ""]
         lines += [f"Checked: {'; '.join(result['checks'])}.", ""]
-        for table in result["tables"].values():
-            lines += [*_table(table), ""]
+        for rows in result["tables"].values():
+            lines += [*table(rows), ""]
     return "\n".join(lines).rstrip()
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of Markdown."""
     header = list(rows[0])
     lines = [f"| {' | '.join(header)} |", f"| {' | '.join('---' for _ in header)} |"]
     for row in rows:

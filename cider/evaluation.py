@@ -196,7 +196,7 @@ def pointwise_derivatives(
     return totals
 
 
-def _energy(
+def grid_energy(
     weights: Float[AnyArray, " grid"],
     scaled: Density,
     fields: Fields,
@@ -205,8 +205,8 @@ def _energy(
     return (weights * functional.energy_density(scaled, fields)).sum()
 
 
-_energy_of_block = eqx.filter_jit(_energy)
-_derivatives_of_block = eqx.filter_jit(jax.grad(_energy, argnums=(0, 1, 2)))
+_energy_of_block = eqx.filter_jit(grid_energy)
+_derivatives_of_block = eqx.filter_jit(jax.grad(grid_energy, argnums=(0, 1, 2)))
 
 
 def derivative_by_sources(by_fields: Fields, convolution: GaussianConvolution | None) -> Sources:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from cider.ciderpress_model import load_ciderpress
 from cider.conventions import AnyArray
 from cider.density import Density
+from cider.device_evaluation import device_energy_and_potential
 from cider.evaluation import (
     GridDerivative,
     energy,
@@ -17,6 +18,7 @@ from cider.evaluation import (
     strain_derivative,
 )
 from cider.features.convolution import GaussianConvolution
+from cider.features.device_convolution import DeviceConvolution
 from cider.learned_functional import LearnedFunctional
 from cider.registry import resolve
 from cider.response import LinearResponse, linear_response
@@ -176,6 +178,9 @@ class CiderFunctional(eqx.Module):
         convolution: GaussianConvolution | None = None,
     ) -> tuple[float, Density]:
         """The same, and its derivative: see ``evaluation.energy_and_potential``."""
+        if isinstance(convolution, DeviceConvolution):
+            given = density, weights, convolution
+            return device_energy_and_potential(self.learned, self.x_mix, *given)
         return energy_and_potential(self.learned, self.x_mix, density, weights, convolution)
 
     def learned_potential_and_grid_derivative(

@@ -7,11 +7,11 @@ about the atom: the farther a ring, the fewer harmonics and the fewer exponents 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple, TypeVar, no_type_check
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cider.features.compiled import compiled
 from cider.features.spherical import (
@@ -19,6 +19,9 @@ from cider.features.spherical import (
     fill_harmonics_gradients,
     harmonics_recurrence,
 )
+
+_Array = TypeVar("_Array", np.ndarray, Array)
+"""NumPy's, or those of a program that JAX traces."""
 
 
 class Ring(NamedTuple):
@@ -311,22 +314,23 @@ def no_ring_matrices(num_targets: Sequence[int]) -> list[Float[np.ndarray, "_ _ 
 
 
 def ring_matrices(
-    nodes: Sequence[Float[np.ndarray, "_ _ _"]], num_targets: Sequence[int]
-) -> list[Float[np.ndarray, "_ _ _"]]:
+    nodes: Sequence[Float[_Array, "_ _ _"]], num_targets: Sequence[int]
+) -> list[Float[_Array, "_ _ _"]]:
     """Matrices (panel, degree and target, lm) of each ring, from what the nodes have per l.
 
     ``nodes[l]`` has shape (node, m, target); ``num_targets`` are those of each ring. In the
     last panel of a ring, fields that the next one has not fade: where points pass, the energy
     would jump.
     """
-    matrices = no_ring_matrices(num_targets)
-    for index, (ring, (start, stop)) in enumerate(zip(RINGS, _node_ranges(), strict=True)):
-        parts = [x[start:stop, :, : num_targets[index]] for x in nodes[: ring.lmax + 1]]
-        columns = np.concatenate(parts, axis=1)
-        _fade(columns, _fading(), index, num_targets)
-        columns = columns.transpose(0, 2, 1)
-        matrix = matrices[index]
-        matrix[..., : columns.shape[2]] = columns.reshape(*matrix.shape[:2], -1)
+    xp = nodes[0].__array_namespace__()
+    matrices = []
+    for index, (ring, (start, stop)) in enumerate(zip(RINGS, node_ranges(), strict=True)):
+        count = num_targets[index]
+        parts: list[_Array] = [x[start:stop, :, :count] for x in nodes[: ring.lmax + 1]]
+        missing = (ring.lmax + 1) ** 2 - len(parts) ** 2
+        columns = xp.concatenate([*parts, xp.zeros((stop - start, missing, count))], axis=1)
+        columns = _faded(columns, _fading(), index, num_targets).transpose(0, 2, 1)
+        matrices.append(columns.reshape(ring.num_panels, DEGREE * count, -1))
     return matrices
 
 
@@ -335,33 +339,33 @@ def ring_matrices_transpose(
 ) -> list[Float[np.ndarray, "_ _ _"]]:
     """The transpose of ``ring_matrices``, up to ``lmax``."""
     nodes = [np.zeros((num_nodes(l), 2 * l + 1, num_targets[0])) for l in range(lmax + 1)]
-    for index, (matrix, (start, stop)) in enumerate(zip(matrices, _node_ranges(), strict=True)):
+    for index, (matrix, (start, stop)) in enumerate(zip(matrices, node_ranges(), strict=True)):
         count = num_targets[index]
-        columns = matrix.reshape(stop - start, count, -1).transpose(0, 2, 1).copy()
-        _fade(columns, _fading().T, index, num_targets)
+        columns = matrix.reshape(stop - start, count, -1).transpose(0, 2, 1)
+        columns = _faded(columns, _fading().T, index, num_targets)
         for l, x in enumerate(nodes):
             if len(x) >= stop:
                 x[start:stop, :, :count] = columns[:, l * l : (l + 1) ** 2]
     return nodes
 
 
-def _fade(
-    columns: Float[np.ndarray, "node lm target"],
+def _faded(
+    columns: Float[_Array, "node lm target"],
     fading: Float[np.ndarray, "power power"],
     index: int,
     num_targets: Sequence[int],
-) -> None:
-    """Apply ``fading`` to what a ring has in its last panel, and the next ring has not."""
-    outermost = index == len(RINGS) - 1
-    num_harmonics = 0 if outermost else (RINGS[index + 1].lmax + 1) ** 2
-    num_kept = 0 if outermost else num_targets[index + 1]
+) -> Float[_Array, "node lm target"]:
+    """With ``fading`` on what a ring has in its last panel, and the next ring has not."""
+    xp = columns.__array_namespace__()
+    kept = np.zeros(columns.shape[1:], dtype=bool)
+    if index + 1 < len(RINGS):
+        kept[: (RINGS[index + 1].lmax + 1) ** 2, : num_targets[index + 1]] = True
     last = columns[-DEGREE:]
-    faded = np.tensordot(fading, last, axes=1)
-    faded[:, :num_harmonics, :num_kept] = last[:, :num_harmonics, :num_kept]
-    last[:] = faded
+    faded = xp.where(kept, last, xp.tensordot(fading, last, axes=1))
+    return xp.concatenate([columns[:-DEGREE], faded])
 
 
-def _node_ranges() -> list[tuple[int, int]]:
+def node_ranges() -> list[tuple[int, int]]:
     """Nodes of each ring."""
     ends = itertools.accumulate((DEGREE * ring.num_panels for ring in RINGS), initial=0)
     return list(itertools.pairwise(ends))

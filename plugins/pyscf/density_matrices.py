@@ -17,6 +17,12 @@ ROUNDING = 1e-14
 The energy of so small a change of the matrix is below 1e-11 Ha.
 """
 
+POTENTIAL_SHARES = np.array([[0.5], [1.0], [1.0], [1.0], [0.25]])
+"""What products with rho, grad rho and tau contribute to a matrix that is added to its transpose.
+
+The sum doubles what is symmetric already.
+"""
+
 
 def checked_matrices(mol: Any, dms: Sequence[Any]) -> Float[np.ndarray, "spin set ao ao"]:
     """One density matrix or several of each spin, once they are known to make sense.
@@ -97,12 +103,11 @@ def potential_matrices(
               + \tfrac12 v^\tau \nabla\phi_i \cdot \nabla\phi_j
     """
     vmat = np.zeros((*potential.shape[:2], mol.nao, mol.nao))
-    # The sum with the transpose, at the end, doubles what is symmetric already.
-    half = np.array([[0.5], [1], [1], [1], [0.25]])[: potential.shape[2]]
+    shares = POTENTIAL_SHARES[: potential.shape[2]]
     for points, active, ao, room in ao_blocks(mol, grids, max_memory):
         by_point = ao.transpose(0, 2, 1)  # as PySCF has it
         for index in np.ndindex(potential.shape[:2]):
-            v = half * potential[index][:, points]
+            v = shares * potential[index][:, points]
             product = lib.ddot(ao[0], numint._scale_ao(by_point, v[:4], out=room))
             if len(v) == 5:
                 for gradient in by_point[1:]:

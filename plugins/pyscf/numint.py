@@ -1,4 +1,4 @@
-"""Numerical integration of a learned functional on the grids of molecules."""
+"""Numerical integration of a learned functional on the grids of molecules, by processor or GPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from pyscf.dft import numint
 
+from cider.features.accelerator import has_accelerator
 from cider.features.convolution import GaussianConvolution
+from cider.features.device_convolution import device_convolution
 from cider.features.nldf import Nldf
 from cider.features.sdmx import Sdmx
 from cider.functional import CiderFunctional
@@ -16,6 +18,7 @@ from cider.plugins.pyscf.density_matrices import (
     densities,
     potential_matrices,
 )
+from cider.plugins.pyscf.device_orbitals import device_densities, device_potential_matrices
 from cider.plugins.pyscf.grids import becke_convolution
 from cider.plugins.pyscf.learned_numint import LearnedNumInt, Settings, check_density
 from cider.plugins.pyscf.learned_part import add_density, density_of, threads_of_pyscf
@@ -105,6 +108,8 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         self, mol: Any, grids: Any, dms: Sequence[Any], with_tau: bool, settings: Settings
     ) -> Float[np.ndarray, "spin set ingredient grid"]:
         matrices = checked_matrices(mol, dms)
+        if has_accelerator():
+            return device_densities(mol, grids, matrices, with_tau)
         return densities(mol, grids, matrices, with_tau, settings.max_memory)
 
     def _potential_matrices(
@@ -114,7 +119,10 @@ class CiderNumInt(LearnedNumInt, numint.NumInt):
         potential: Float[np.ndarray, "spin set ingredient grid"],
         settings: Settings,
     ) -> Float[np.ndarray, "spin set ao ao"]:
+        if has_accelerator():
+            return device_potential_matrices(mol, grids, potential)
         return potential_matrices(mol, grids, potential, settings.max_memory)
 
     def _build_convolution(self, mol: Any, grids: Any, nldf: Nldf) -> GaussianConvolution:
-        return becke_convolution(mol, grids, nldf)
+        convolution = becke_convolution(mol, grids, nldf)
+        return device_convolution(convolution) if has_accelerator() else convolution
