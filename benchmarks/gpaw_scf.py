@@ -15,10 +15,11 @@ from ase.build import bulk
 REFERENCES = ("PBE", "SCAN")
 NATIVE = ("LDA", "PBE", "PBE0", "SCAN")
 CRYSTALS = {
-    "Si2": {"name": "Si", "crystalstructure": "diamond", "a": 5.43},
-    "Si8": {"name": "Si", "crystalstructure": "diamond", "a": 5.43, "cubic": True},
-    "MgO": {"name": "MgO", "crystalstructure": "rocksalt", "a": 4.21},
-    "Al4": {"name": "Al", "crystalstructure": "fcc", "a": 4.05, "cubic": True},
+    "Si2": bulk("Si", "diamond", 5.43),
+    "Si8": bulk("Si", "diamond", 5.43, cubic=True),
+    "Si64": bulk("Si", "diamond", 5.43, cubic=True) * 2,
+    "MgO": bulk("MgO", "rocksalt", 4.21),
+    "Al4": bulk("Al", "fcc", 4.05, cubic=True),
 }
 
 
@@ -68,7 +69,7 @@ def measured(settings: argparse.Namespace) -> dict:
     xc = name if name in NATIVE else CiderFunctional(name)
     seconds = []
     for _ in range(2):
-        atoms = bulk(**CRYSTALS[settings.systems[0]])
+        atoms = CRYSTALS[settings.systems[0]].copy()
         started = time.process_time()
         atoms.calc = GPAW(mode=PW(settings.cutoff), kpts=(settings.kpts,) * 3, xc=xc, txt=None)
         energy = atoms.get_potential_energy()
