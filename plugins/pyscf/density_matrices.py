@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Inexact
-from pyscf import lib
+from jaxtyping import Float, Inexact, Int
 from pyscf.dft import numint
 
-from cider.plugins.pyscf.atomic_orbitals import ao_blocks
+from cider.plugins.pyscf.atomic_orbitals import AOBlock, map_ao_blocks
 
 ROUNDING = 1e-14
 """Eigenvalues of a density matrix below this fraction of the largest are left out.
@@ -66,13 +65,17 @@ def densities(
     """
     orbitals = {index: eigenvectors(dms[index]) for index in np.ndindex(dms.shape[:2])}
     rho = np.zeros((*dms.shape[:2], 5 if with_tau else 4, len(grids.weights)))
-    for points, active, ao, _ in ao_blocks(mol, grids, max_memory):
+
+    def fill(block: AOBlock) -> None:
+        points, active, ao, _ = block
         for index, (occupations, coefficients) in orbitals.items():
-            psi = np.stack([lib.ddot(coefficients[:, active], component) for component in ao])
+            psi = coefficients[:, active] @ ao
             occupied = occupations[:, None] * psi
             rho[index][:4, points] = np.einsum("kg,ckg->cg", occupied[0], psi)
             if with_tau:
                 rho[index][4, points] = np.einsum("ckg,ckg->g", occupied[1:], psi[1:])
+
+    list(map_ao_blocks(fill, mol, grids, max_memory))
     rho[:, :, 1:4] *= 2
     rho[:, :, 4:] *= 0.5
     return rho
@@ -104,15 +107,23 @@ def potential_matrices(
     """
     vmat = np.zeros((*potential.shape[:2], mol.nao, mol.nao))
     shares = POTENTIAL_SHARES[: potential.shape[2]]
-    for points, active, ao, room in ao_blocks(mol, grids, max_memory):
+
+    def products(block: AOBlock) -> tuple[Int[np.ndarray, " active"], list[np.ndarray]]:
+        points, active, ao, room = block
         by_point = ao.transpose(0, 2, 1)  # as PySCF has it
+        result = []
         for index in np.ndindex(potential.shape[:2]):
             v = shares * potential[index][:, points]
-            product = lib.ddot(ao[0], numint._scale_ao(by_point, v[:4], out=room))
+            product = ao[0] @ numint._scale_ao(by_point, v[:4], out=room)
             if len(v) == 5:
                 for gradient in by_point[1:]:
                     scaled = numint._scale_ao(gradient, v[4], out=room)
                     _add_symmetric(product, gradient.T, scaled)
+            result.append(product)
+        return active, result
+
+    for active, of_block in map_ao_blocks(products, mol, grids, max_memory):
+        for index, product in zip(np.ndindex(potential.shape[:2]), of_block, strict=True):
             vmat[index][np.ix_(active, active)] += product
     return vmat + vmat.swapaxes(-1, -2)
 
@@ -129,6 +140,6 @@ def _add_symmetric(
     ends = np.linspace(0, len(total), 4).astype(int).tolist()
     for start, stop in itertools.pairwise(ends):
         own = slice(start, stop)
-        total[own, own] += lib.ddot(left[own], right[:, own])
+        total[own, own] += left[own] @ right[:, own]
         if stop < len(total):
-            total[own, stop:] += 2 * lib.ddot(left[own], right[:, stop:])
+            total[own, stop:] += 2 * (left[own] @ right[:, stop:])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pyscf import lib
 from pyscf.dft import numint
 from pyscf.grad.rks import get_nlc_vxc, get_nlc_vxc_full_response, grids_response_cc
@@ -12,7 +12,7 @@ from pyscf.gto import CHARGE_OF, charge
 
 from cider.conventions import GRADIENT_COMPONENTS
 from cider.functional import CiderFunctional
-from cider.plugins.pyscf.atomic_orbitals import ao_blocks
+from cider.plugins.pyscf.atomic_orbitals import AOBlock, map_ao_blocks
 from cider.plugins.pyscf.density_matrices import eigenvectors
 from cider.plugins.pyscf.learned_numint import Settings
 from cider.plugins.pyscf.libxc import num_ingredients
@@ -120,14 +120,20 @@ def gradient_matrices(
     :math:`2 \sum_{ij} V_{ij} D_{ij}`, with i over its own orbitals.
     """
     vmat = np.zeros((len(potential), 3, mol.nao, mol.nao))
-    for points, active, ao, room in ao_blocks(mol, grids, max_memory, deriv=2):
-        for total, v in zip(vmat, potential[..., points], strict=True):
-            product = np.zeros((3, len(active), len(active)))
+
+    def products(block: AOBlock) -> tuple[Int[np.ndarray, " active"], np.ndarray]:
+        points, active, ao, room = block
+        result = np.zeros((len(potential), 3, len(active), len(active)))
+        for total, v in zip(result, potential[..., points], strict=True):
             for row, derivatives in enumerate(GRADIENT_COMPONENTS):
                 right = _row_times_orbitals(v, row, ao, room)
-                for by_direction, component in zip(product, derivatives, strict=True):
-                    lib.ddot(ao[component], right, 1, by_direction, 1)
-            total[:, *np.ix_(active, active)] -= product
+                for by_direction, component in zip(total, derivatives, strict=True):
+                    by_direction += ao[component] @ right
+        return active, result
+
+    for active, product in map_ao_blocks(products, mol, grids, max_memory, deriv=2):
+        for index in np.ndindex(vmat.shape[:2]):
+            vmat[index][np.ix_(active, active)] -= product[index]
     return vmat
 
 
@@ -146,12 +152,16 @@ def point_gradients(
     """
     orbitals = [eigenvectors(np.asarray(dm)) for dm in dms]
     gradients = np.zeros((3, len(grids.weights)))
-    for points, active, ao, _ in ao_blocks(mol, grids, max_memory, deriv=2):
+
+    def add(block: AOBlock) -> None:
+        points, active, ao, _ = block
         for (occupations, coefficients), v in zip(orbitals, potential[..., points], strict=True):
-            psi = np.stack([lib.ddot(coefficients[:, active], component) for component in ao])
+            psi = coefficients[:, active] @ ao
             for row, derivatives in enumerate(GRADIENT_COMPONENTS):
                 right = 2 * occupations[:, None] * _row_times_orbitals(v, row, psi).T
                 gradients[:, points] += np.einsum("kg,xkg->xg", right, psi[list(derivatives)])
+
+    list(map_ao_blocks(add, mol, grids, max_memory, deriv=2))
     return gradients
 
 
