@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from pyscf import lib
 from pyscf.dft import numint
 
@@ -82,13 +82,18 @@ def map_ao_blocks(
             yield from result
 
 
+def screening_table(mol: Any, grids: Any) -> Shaped[np.ndarray, "row shell"]:
+    """PySCF's: zero where a shell vanishes on all of the ``BLKSIZE`` points of a row."""
+    table = grids.non0tab if mol is grids.mol else None
+    return grids.make_mask(mol, grids.coords) if table is None else table
+
+
 class _Evaluator:
     """Evaluates the orbitals of rows of PySCF's screening table, as many as the memory allows."""
 
     def __init__(self, mol: Any, grids: Any, most_rows: int, max_memory: float, deriv: int):
         self._mol, self._grids, self._deriv = mol, grids, deriv
-        screening = grids.non0tab if mol is grids.mol else None
-        self._screening = grids.make_mask(mol, grids.coords) if screening is None else screening
+        self._screening = screening_table(mol, grids)
         self._components = math.comb(deriv + 3, 3)
         self._row_size = mol.nao * numint.BLKSIZE
         rows_of_memory = 1e6 * max_memory / (8 * (self._components + 1) * self._row_size)

@@ -17,6 +17,7 @@ from pyscf.dft import numint
 
 from cider.conventions import AnyArray, float64
 from cider.features.accelerator import smaller_where_memory_is_short
+from cider.plugins.pyscf.atomic_orbitals import screening_table
 from cider.plugins.pyscf.density_matrices import POTENTIAL_SHARES, eigenvectors
 
 POINTS_TOGETHER = 8192
@@ -131,18 +132,17 @@ class _Block(NamedTuple):
 
 def _blocks(mol: Any, grids: Any, size: int) -> Iterator[_Block]:
     """All points but those where every orbital vanishes."""
-    screening = grids.non0tab if mol is grids.mol else None
-    if screening is None:
-        screening = grids.make_mask(mol, grids.coords)
-    of_shell = np.repeat(np.arange(mol.nbas), np.diff(mol.ao_loc_nr()))
+    screening = screening_table(mol, grids)
+    shell_sizes = np.diff(mol.ao_loc_nr())
     rows_together = max(1, size // numint.BLKSIZE)
+    size = rows_together * numint.BLKSIZE
     for row in range(0, len(screening), rows_together):
-        reached = screening[row : row + rows_together].any(axis=0)
-        active = np.flatnonzero(reached[of_shell])
+        present = screening[row : row + rows_together].any(axis=0)
+        active = np.flatnonzero(np.repeat(present, shell_sizes))
         if len(active):
             start = row * numint.BLKSIZE
-            points = slice(start, min(start + rows_together * numint.BLKSIZE, len(grids.coords)))
-            missing = rows_together * numint.BLKSIZE - (points.stop - start)
+            points = slice(start, min(start + size, len(grids.coords)))
+            missing = size - (points.stop - start)
             coords = np.pad(grids.coords[points], ((0, missing), (0, 0)))
             filling = -len(active) % ORBITALS_IN_STEPS
             valid = np.repeat([1.0, 0.0], [len(active), filling])
