@@ -33,16 +33,13 @@ def main() -> None:
 def measure(settings: argparse.Namespace, size: int) -> dict:
     """Medians of a cluster, in seconds; the nonlocal part is the convolution and its transpose."""
     import numpy as np
-    from pyscf import dft, gto
+    from pyscf import dft
 
     from cider.plugins.pyscf.grids import becke_convolution
     from cider.plugins.pyscf.numint import CiderNumInt
 
     functional = harness.learned(settings.functional)
-    mol = gto.M(atom=water_cluster(*SHAPES[size]), basis=settings.basis, verbose=0)
-    grids = dft.Grids(mol).set(level=settings.grid_level)
-    grids.build(with_non0tab=True)
-    dm = dft.RKS(mol).get_init_guess()
+    mol, grids, dm = harness.prepared(settings, water_cluster(*SHAPES[size]))
     integrator, semilocal = CiderNumInt(), dft.numint.NumInt()
     nldf = functional.learned.descriptors.nldf
     convolution = becke_convolution(mol, grids, nldf)

@@ -59,10 +59,15 @@ def without_learned_part(functional: Any) -> Any:
 
 
 def molecule(settings: argparse.Namespace, system: str) -> tuple[Any, Any, Any]:
+    """``prepared`` for a system of that name."""
+    return prepared(settings, SYSTEMS[system])
+
+
+def prepared(settings: argparse.Namespace, atoms: str) -> tuple[Any, Any, Any]:
     """Molecule, built grids, and the density matrix of the superposed atoms."""
     from pyscf import dft, gto
 
-    mol = gto.M(atom=SYSTEMS[system], basis=settings.basis, verbose=0)
+    mol = gto.M(atom=atoms, basis=settings.basis, verbose=0)
     grids = dft.Grids(mol).set(level=settings.grid_level)
     grids.build(with_non0tab=True)
     return mol, grids, dft.RKS(mol).get_init_guess()

@@ -314,7 +314,7 @@ def _sharp_fields(
             if every is None:
                 every = jnp.zeros((num_atoms, *matrix.shape[1:]))
             matrices[index] = every.at[species.numbers].set(matrix, unique_indices=True)
-    for ring, tiles, matrix in zip(RINGS, rings, matrices, strict=False):
+    for ring, tiles, matrix in zip(RINGS, rings, matrices, strict=True):
         if matrix is not None:
             by_panel = matrix.reshape(-1, *matrix.shape[2:])
             values = tiles.map(
@@ -447,7 +447,7 @@ def _tiles_of_grid(grid: UniformGrid) -> _Tiles:
     blocks = grid.corners // BLOCK
     ends = np.flatnonzero(np.any(np.diff(blocks, axis=0) != 0, axis=1)) + 1
     members = np.split(np.arange(len(blocks)), ends) if len(blocks) else []
-    homes = [BLOCK * blocks[own[0]] for own in members]
+    homes = BLOCK * blocks[np.array([own[0] for own in members], dtype=int)]
     positions = grid.offsets + (grid.corners - BLOCK * blocks)
     return _tiles(grid.points, positions, members, homes, grid.num_points)
 
@@ -456,18 +456,20 @@ def _rings(sharp: AtomCentredConvolution) -> tuple[_Tiles, ...]:
     """For each ring, tiles of the points in one panel about one atom each."""
     rings = []
     for index, ring in enumerate(RINGS):
-        points, positions, members, homes, count = [], [], [], [], 0
+        points, positions = [np.zeros(0, dtype=int)], [np.zeros((0, 3))]
+        members, count = [], 0
+        homes: list[int] = []
         for number, atom in enumerate(sharp.atoms):
             for image in atom.images:
                 own = image.rings[index]
                 points.append(own.points)
                 positions.append(sharp.coords[own.points] - image.center)
                 members += np.split(count + np.arange(len(own.points)), own.starts[1:-1])
-                homes += list(number * ring.num_panels + np.arange(ring.num_panels)[:, None])
+                homes += range(number * ring.num_panels, (number + 1) * ring.num_panels)
                 count += len(own.points)
-        if count:
-            where = np.concatenate(points), np.concatenate(positions)
-            rings.append(_tiles(*where, members, homes, len(sharp.coords)))
+        where = np.concatenate(points), np.concatenate(positions)
+        panels = np.array(homes, dtype=int)[:, None]
+        rings.append(_tiles(*where, members, panels, len(sharp.coords)))
     return tuple(rings)
 
 
@@ -475,7 +477,7 @@ def _tiles(
     points: Int[np.ndarray, " held"],
     positions: Float[np.ndarray, "held xyz"],
     members: Sequence[Int[np.ndarray, " _"]],
-    homes: Sequence[Int[np.ndarray, " home"]],
+    homes: Int[np.ndarray, "some home"],
     num_points: int,
 ) -> _Tiles:
     """Tiles of the points with equal homes, as many as a number out of a short list."""
@@ -488,7 +490,7 @@ def _tiles(
     tiles = _Tiles(
         points=np.full((count, TILE), num_points),
         positions=np.zeros((count, TILE, 3)),
-        homes=np.zeros((count, 3 if len(homes) == 0 else len(homes[0])), dtype=int),
+        homes=np.zeros((count, homes.shape[1]), dtype=int),
     )
     for index, (own, home) in enumerate(parts):
         tiles.points[index, : len(own)] = points[own]

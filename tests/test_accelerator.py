@@ -28,10 +28,14 @@ def both_convolutions(functional: CiderFunctional, mol) -> tuple:
     return host, device_convolution(host), sizes
 
 
-@pytest.mark.parametrize("name", ("H2O", "O"))
-def test_convolution(toy_functional, name):
+@pytest.mark.parametrize(
+    "atoms",
+    (from_ase("H2O"), "O", "H 0 0 0; H 0 0 6"),
+    ids=("water", "atom", "points in the outer rings alone"),
+)
+def test_convolution(toy_functional, atoms):
     host, device, (points, sources, targets) = both_convolutions(
-        toy_functional, gto.M(atom=from_ase(name) if name != "O" else "O", verbose=0)
+        toy_functional, gto.M(atom=atoms, verbose=0)
     )
     rng = np.random.default_rng(0)
     for mine, expected, columns in (
