@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cider.features.truncated_gaussians import truncated_gaussians
+from cider.features.truncated_gaussians import strained_gaussians, truncated_gaussians
 
 LENGTHS = np.array([0.0, 0.3, 1.7, 9.0])
 EXPONENTS = np.array([0.001, 0.05, 1.0, 20.0])
@@ -28,3 +28,18 @@ def test_values_and_slopes(radius):
         for k in (1, 2)
     )
     np.testing.assert_allclose(found.slopes, (8 * near - far) / (12 * step), atol=1e-10)
+
+
+@pytest.mark.parametrize("radius", [1.5, 4.0])
+def test_derivatives_by_lengths_and_radius(radius):
+    def slope(function):
+        """Fourth order in the step."""
+        h = 1e-3
+        near, far = (np.array(function(n * h)) - function(-n * h) for n in (1, 2))
+        return (8 * near - far) / (12 * h)
+
+    found = strained_gaussians(LENGTHS, EXPONENTS, radius)
+    by_lengths = slope(lambda h: truncated_gaussians(np.exp(h) * LENGTHS, EXPONENTS, radius))
+    by_radius = slope(lambda h: truncated_gaussians(LENGTHS, EXPONENTS, np.exp(h) * radius))
+    np.testing.assert_allclose(found.by_lengths, by_lengths, atol=1e-8)
+    np.testing.assert_allclose(found.by_radius, by_radius, atol=1e-8)

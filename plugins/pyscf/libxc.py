@@ -34,15 +34,6 @@ def raise_not_yet(feature: str, functional: CiderFunctional) -> NoReturn:
     )
 
 
-def require_density_alone(feature: str, functional: CiderFunctional) -> None:
-    """Raise ``NotImplementedError``, which names the feature, where SDMX features are read."""
-    if functional.reads_density_matrix:
-        raise NotImplementedError(
-            f"{feature} not available yet with {functional}, which reads the density matrix "
-            "(SDMX features): choose a functional of the density, such as 'x-nldf'"
-        )
-
-
 def check_libxc_terms(functional: CiderFunctional) -> None:
     """Raise ``ValueError`` unless every libxc term is a semilocal part of known name."""
     for _, name in functional.libxc_terms:

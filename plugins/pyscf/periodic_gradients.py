@@ -16,9 +16,10 @@ from pyscf.pbc.grad import kuks as kuks_gradients
 from cider.functional import CiderFunctional
 from cider.plugins.pyscf.learned_numint import Settings
 from cider.plugins.pyscf.learned_part import density_of, threads_of_pyscf
-from cider.plugins.pyscf.libxc import num_ingredients, require_density_alone
+from cider.plugins.pyscf.libxc import num_ingredients
 from cider.plugins.pyscf.periodic import CiderKNumInt, require_all_k_points
 from cider.plugins.pyscf.periodic_smoothed_density_matrix import PeriodicSmoothing
+from cider.plugins.pyscf.periodic_strain import StrainedSmoothing
 
 
 def gradients_of_cell(mf: Any) -> "CiderPeriodicGradients":
@@ -92,53 +93,66 @@ class CiderPeriodicGradients:
         return vxc
 
     def get_stress(self) -> Float[np.ndarray, "xyz xyz"]:
-        """Derivative of the energy by strain, per volume (Ha/bohr^3), as in PySCF.
-
-        Raises ``NotImplementedError`` for functionals that read the density matrix.
-        """
+        """Derivative of the energy by strain, per volume (Ha/bohr^3), as in PySCF."""
         if not isinstance(self.base.xc, CiderFunctional):
             return super().get_stress()
-        require_density_alone("the stress is", self.base.xc)
-        integrator = _WholeGridNumInt(
-            self.cell, self.base.grids if self.grids is None else self.grids
-        )
+        dm = self.base.make_rdm1()
+        dms = np.stack([dm] if dm.ndim == 3 else tuple(dm))
+        grids = self.base.grids if self.grids is None else self.grids
+        integrator = _WholeGridNumInt(self.cell, grids, self.base.kpts, dms)
         plain = self.copy()
         plain.base = self.base.copy()
         plain.base.__dict__["_numint"] = integrator
         return super(CiderPeriodicGradients, plain).get_stress() + (
-            integrator.by_waves / self.cell.vol
+            integrator.by_smoothing / self.cell.vol
         )
 
 
 class _WholeGridNumInt(CiderKNumInt):
     """Evaluates a functional where PySCF's stress does: with the density of the whole grid.
 
-    ``by_waves`` is then the derivative (Ha) of its energy by the strain of what convolves the
-    sources of nonlocal features; PySCF knows all else that strain changes.
+    ``by_smoothing`` is then the derivative (Ha) of its energy by the strain of what convolves the
+    sources of nonlocal features, and of features of the density matrices; PySCF knows all else that
+    strain changes.
     """
 
-    by_waves: Float[np.ndarray, "xyz xyz"]
+    by_smoothing: Float[np.ndarray, "xyz xyz"]
 
-    def __init__(self, cell: Any, grids: Any):
+    def __init__(
+        self,
+        cell: Any,
+        grids: Any,
+        kpts: Float[np.ndarray, "kpt xyz"],
+        dms: Inexact[np.ndarray, "spin kpt ao ao"],
+    ):
         super().__init__()
-        self._cell = cell
-        self._grids = grids
+        self._cell, self._grids = cell, grids
+        self._kpts, self._dms = kpts, dms[:, None]
 
     def eval_xc_eff(
         self, xc_code: Any, rho: Any, *_: Any, **__: Any
     ) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, "*spin ingredient grid"]]:
         """Energy (Ha) per electron, alike everywhere, and the potential at each point."""
         weights = self._grids.weights
-        by_spin = np.reshape(rho, (-1, *np.shape(rho)[-2:]))
-        where = self._cell, self._grids, xc_code
-        energy, potential = self._energy_and_potential(*where, by_spin)
-        convolution = self._convolution_for(*where)
+        of_density = np.reshape(rho, (-1, *np.shape(rho)[-2:]))
+        rows = of_density.shape[1]
+        read = of_density
+        where = self._cell, self._grids
+        sdmx = xc_code.learned.descriptors.sdmx
+        if sdmx is not None:
+            smoothing = StrainedSmoothing(*where, sdmx, self._kpts)
+            read = np.concatenate([of_density, smoothing.features(self._dms)[:, 0]], axis=1)
+        energy, potential = self._energy_and_potential(*where, xc_code, read)
         with threads_of_pyscf():
-            self.by_waves = xc_code.learned_strain_derivative(
-                density_of(xc_code, by_spin), weights, convolution
+            self.by_smoothing = xc_code.learned_strain_derivative(
+                density_of(xc_code, read), weights, self._convolution_for(*where, xc_code)
             )
-        eps_xc = energy / np.sum(by_spin[:, 0] @ weights)
-        return np.full(len(weights), eps_xc), (potential / weights).reshape(np.shape(rho))
+        if sdmx is not None:
+            by_features = potential[:, None, rows:]
+            self.by_smoothing += smoothing.strain_derivative(self._dms, by_features)
+        eps_xc = energy / np.sum(of_density[:, 0] @ weights)
+        by_density = potential[:, :rows] / weights
+        return np.full(len(weights), eps_xc), by_density.reshape(np.shape(rho))
 
 
 def gradient_matrices(

@@ -19,7 +19,7 @@ from jaxtyping import Complex, Float, Inexact, Int
 from pyscf import lib
 
 from cider.features.sdmx import Sdmx
-from cider.features.truncated_gaussians import truncated_gaussians
+from cider.features.truncated_gaussians import Transforms, truncated_gaussians
 from cider.features.waves import reciprocal_lattice
 from cider.plugins.pyscf.density_matrices import eigenvectors
 
@@ -50,7 +50,8 @@ class PeriodicSmoothing:
         self._lattice = cell.lattice_vectors()
         self._mesh = tuple(int(count) for count in grids.mesh)
         repeated = self._lattice * _mesh_of_k_points(self._lattice, kpts)[:, None]
-        self.reach = np.linalg.norm(minkowski_reduce(repeated)[0], axis=1).min() / 2
+        self._reduced = minkowski_reduce(repeated)[0]
+        self.reach = np.linalg.norm(self._reduced, axis=1).min() / 2
         """Where smoothing ends (bohr)."""
         longest = np.linalg.norm(reciprocal_lattice(self._lattice), axis=1) @ self._mesh / 2
         count = math.ceil(2 * _SAMPLES * longest * self.reach)
@@ -179,26 +180,39 @@ class PeriodicSmoothing:
     def _waves(self, kpt: Float[np.ndarray, " xyz"]) -> "_Waves":
         """The waves of a k-point, and what smoothing does to them."""
         reciprocal = reciprocal_lattice(self._lattice)
+        numbers = self._wave_numbers(kpt)
+        lengths = np.linalg.norm(numbers @ reciprocal, axis=-1)
+        # The shortest waves are their own opposites, and go nowhere.
+        directed = np.where(np.isclose(2 * numbers, -np.array(self._mesh)), 0.0, numbers)
+        factors = self._spanned(self._transforms(lengths.ravel()))
+        return _Waves(factors, np.moveaxis(1j * directed @ reciprocal, -1, 0))
+
+    def _wave_numbers(self, kpt: Float[np.ndarray, " xyz"]) -> Float[np.ndarray, "x y z 3"]:
+        """How often each wave of a k-point goes up and down along each lattice vector."""
         counts = [
             (np.fft.fftfreq(n, 1 / n) + k + n / 2) % n - n / 2
             for n, k in zip(self._mesh, self._lattice @ kpt / (2 * np.pi), strict=True)
         ]
-        numbers = np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1)
-        lengths = np.linalg.norm(numbers @ reciprocal, axis=-1).ravel()
-        # The shortest waves are their own opposites, and go nowhere.
-        directed = np.where(np.isclose(2 * numbers, -np.array(self._mesh)), 0.0, numbers)
-        factors = [
-            (span @ part.T).reshape(-1, *self._mesh)
-            for part, span in zip(self._transforms(lengths), self._spans, strict=True)
-        ]
-        return _Waves(factors, np.moveaxis(1j * directed @ reciprocal, -1, 0))
+        return np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1)
 
     def _transforms(
         self, lengths: Float[np.ndarray, " wave"]
     ) -> list[Float[np.ndarray, "wave radius"]]:
         """Those of h of each radius, and, if read, their derivatives by the log. exponents."""
-        parts = truncated_gaussians(lengths, self._sdmx.exponents, self.reach)
+        return self._of_radii(truncated_gaussians(lengths, self._sdmx.exponents, self.reach))
+
+    def _of_radii(self, parts: Transforms) -> list[Float[np.ndarray, "wave radius"]]:
+        """From those of Gaussians."""
         return [part @ self._sdmx.kernels for part in parts[: len(self._sdmx.parts)]]
+
+    def _spanned(
+        self, transforms: list[Float[np.ndarray, "wave radius"]]
+    ) -> list[Float[np.ndarray, "_ x y z"]]:
+        """As factors of the functions that span them."""
+        return [
+            (span @ part.T).reshape(-1, *self._mesh)
+            for part, span in zip(transforms, self._spans, strict=True)
+        ]
 
 
 class _Waves(NamedTuple):
@@ -231,28 +245,52 @@ class _Waves(NamedTuple):
     ) -> Complex[np.ndarray, " grid"]:
         r"""An orbital with :math:`\sum S^\dagger q` applied to it."""
         total = np.zeros(self.gradient.shape[1:], complex)
+        for of_waves, own, _ in self._products(psi, by_spanned):
+            total += of_waves * own
+        return _transform(scipy.fft.ifftn, total).ravel()
+
+    def derivative(
+        self, psi: Complex[np.ndarray, " grid"], by_spanned: Spanned
+    ) -> tuple[Float[np.ndarray, "_ x y z"], Complex[np.ndarray, "xyz x y z"]]:
+        r"""Derivatives of an orbital's energy by the factors of all parts, and by the gradients.
+
+        The energy is :math:`2\, \mathrm{Re} \sum_{\mathbf r} q\, \psi\, (S \psi)^*`. The real part
+        of the latter, times a change of the gradients, is that of the energy.
+        """
+        waves = 2 / self.gradient[0].size * self._waves_of(psi.copy()).conj()
+        by_factors, by_gradient = [], np.zeros_like(self.gradient)
+        for of_waves, own, gradients in self._products(psi, by_spanned):
+            by_factors.append((waves * own).real)
+            for along, component in zip(by_gradient, gradients, strict=False):
+                along -= of_waves * waves * component
+        return np.stack(by_factors), by_gradient
+
+    def _products(
+        self, psi: Complex[np.ndarray, " grid"], by_spanned: Spanned
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]:
+        r"""Factors, the waves that they multiply in :math:`S^\dagger q`, and those of gradients."""
         for part, factors in zip(by_spanned, self.factors, strict=True):
             for function, of_waves in enumerate(factors):
-                own, *gradients = (
-                    _transform(scipy.fft.fftn, (component[function] * psi).reshape(total.shape))
-                    for component in part
-                )
+                own, *gradients = (self._waves_of(component[function] * psi) for component in part)
                 for along, component in zip(self.gradient, gradients, strict=False):
                     own -= along * component
-                total += of_waves * own
-        return _transform(scipy.fft.ifftn, total).ravel()
+                yield of_waves, own, gradients
 
     def _smoothed(
         self, psi: Complex[np.ndarray, " grid"], spanned: Spanned
     ) -> Iterator[tuple[Complex[np.ndarray, " grid"], Complex[np.ndarray, " grid"]]]:
         """Each component of each function, and the smoothed orbital or gradient that it reads."""
-        waves = _transform(scipy.fft.fftn, psi.copy().reshape(self.gradient.shape[1:]))
+        waves = self._waves_of(psi.copy())
         for part, factors in zip(spanned, self.factors, strict=True):
             components = [waves, *(self.gradient * waves)][: len(part)]
             for function, of_waves in enumerate(factors):
                 for component, own in enumerate(components):
                     smoothed = _transform(scipy.fft.ifftn, of_waves * own)
                     yield part[component, function], smoothed.ravel()
+
+    def _waves_of(self, values: Complex[np.ndarray, " grid"]) -> Complex[np.ndarray, "x y z"]:
+        """They may use the values' memory."""
+        return _transform(scipy.fft.fftn, values.reshape(self.gradient.shape[1:]))
 
 
 def _transform(
