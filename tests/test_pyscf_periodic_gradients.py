@@ -59,10 +59,10 @@ def slope(energy, h):
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        (dft.KUKS, "nonlocal"),
         (dft.KRKS, "of the density matrix"),
         (dft.KUKS, "of both"),
         pytest.param(dft.KRKS, "nonlocal", marks=pytest.mark.slow),
+        pytest.param(dft.KUKS, "nonlocal", marks=pytest.mark.slow),
         pytest.param(dft.KUKS, "of the density matrix", marks=pytest.mark.slow),
     ],
 )
