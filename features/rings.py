@@ -67,6 +67,13 @@ and with nodes at their ends not at all.
 TILE = 128
 """Points of one panel that are worked on together, as many as stay in a processor's cache."""
 
+NARROW = 1e-6
+"""What the polynomial of a tile, narrower than its panel, may leave of one of order one.
+
+Most tiles of benzene need three or four powers then instead of eight, and energies of water and
+benzene change by 6e-11 Ha; by 4e-9 with 1e-5.
+"""
+
 
 def panel_nodes() -> Float[np.ndarray, " node"]:
     """Radii (bohr) where the fields of an atom fix their polynomials, panel after panel."""
@@ -90,6 +97,19 @@ TO_POWERS = np.linalg.inv(np.vander(_CHEBYSHEV_POINTS, increasing=True))
 """Coefficients of the powers of a panel's coordinate, from -1 to 1, by the values at its nodes."""
 
 
+def _interpolations() -> tuple[Float[np.ndarray, "_ _"], Float[np.ndarray, "_ _ _"]]:
+    """For each number of nodes where they are, and powers by the values there."""
+    nodes, powers = np.zeros((DEGREE + 1, DEGREE)), np.zeros((DEGREE + 1, DEGREE, DEGREE))
+    for count in range(2, DEGREE + 1):
+        nodes[count, :count] = np.cos(np.pi * np.arange(count) / (count - 1))
+        vandermonde = np.vander(nodes[count, :count], increasing=True)
+        powers[count, :count, :count] = np.linalg.inv(vandermonde)
+    return nodes, powers
+
+
+_NODES, _POWERS_BY_NODES = _interpolations()
+
+
 def _fading() -> Float[np.ndarray, "power power"]:
     """Takes a polynomial in a panel, by its powers, to its product with what falls from 1 to 0.
 
@@ -102,7 +122,7 @@ def _fading() -> Float[np.ndarray, "power power"]:
 
 
 class RingPoints(eqx.Module):
-    """The points of other atoms in one ring about an atom, panel after panel.
+    """The points of other atoms in one ring about an atom, by their distance.
 
     Those of a panel are the points from its entry of ``starts`` to the next.
     """
@@ -169,14 +189,18 @@ def _evaluate(
     direction, x = np.zeros((3, TILE)), np.zeros(TILE)
     powers = np.empty((matrices.shape[1], TILE))
     for panel in range(len(matrices)):
+        of_panel = matrices[panel].reshape(DEGREE, -1)
         for first in range(starts[panel], starts[panel + 1], TILE):
             tile = slice(first, min(first + TILE, starts[panel + 1]))
             _place_in_panel(offsets[:, tile], inner + panel * PANEL_WIDTH, direction, x)
             fill_harmonics(direction, recurrence, harmonics)
-            np.dot(matrices[panel], harmonics, powers)
+            narrowing = _narrow(x, tile.stop - first)
+            count = len(narrowing)
+            local = np.dot(narrowing, of_panel).reshape(count * num_targets, -1)
+            np.dot(local, harmonics, powers[: count * num_targets])
             for target in range(num_targets):
-                total = powers[(DEGREE - 1) * num_targets + target]
-                for power in range(DEGREE - 2, -1, -1):
+                total = powers[(count - 1) * num_targets + target]
+                for power in range(count - 2, -1, -1):
                     coefficient = powers[power * num_targets + target]
                     for n in range(TILE):
                         total[n] = coefficient[n] + x[n] * total[n]
@@ -195,18 +219,44 @@ def _evaluate_transpose(
     matrices: Float[np.ndarray, "panel column lm"],
 ) -> None:
     """Add the transpose of ``_evaluate`` to the matrices."""
+    num_targets = fields.shape[1]
     harmonics = np.empty((matrices.shape[2], TILE))
     direction, x = np.zeros((3, TILE)), np.zeros(TILE)
     powers = np.empty((matrices.shape[1], TILE))
     product = np.empty(matrices.shape[1:])
     for panel in range(len(matrices)):
+        of_panel = matrices[panel].reshape(DEGREE, -1)
         for first in range(starts[panel], starts[panel + 1], TILE):
             tile = slice(first, min(first + TILE, starts[panel + 1]))
             _place_in_panel(offsets[:, tile], inner + panel * PANEL_WIDTH, direction, x)
             fill_harmonics(direction, recurrence, harmonics)
-            _multiply_by_powers(fields[tile], x, powers)
-            np.dot(powers, harmonics.T, product)
-            matrices[panel] += product
+            narrowing = _narrow(x, tile.stop - first)
+            count = len(narrowing)
+            rows = count * num_targets
+            _multiply_by_powers(fields[tile], x, powers[:rows])
+            np.dot(powers[:rows], harmonics.T, product[:rows])
+            of_panel += np.dot(narrowing.T, product[:rows].reshape(count, -1))
+
+
+@compiled
+@no_type_check
+def _narrow(x: Float[np.ndarray, " tile"], num_points: int) -> Float[np.ndarray, "power degree"]:
+    """Powers in the part of its panel where a tile's points are, by those in the panel.
+
+    Coordinates change to those of that part, from -1 to 1, where few powers interpolate; in what is
+    left of the tile they are zero.
+    """
+    low, high = x[0], x[num_points - 1]
+    middle, half = (low + high) / 2, max((high - low) / 2, 1e-9)
+    count = min(max(math.ceil(math.log(NARROW) / math.log(half / 2)), 2), DEGREE)
+    x[:num_points] = (x[:num_points] - middle) / half
+    x[num_points:] = 0.0
+    values = np.empty((count, DEGREE))
+    for node in range(count):
+        values[node, 0] = 1.0
+        for power in range(1, DEGREE):
+            values[node, power] = values[node, power - 1] * (middle + half * _NODES[count, node])
+    return np.dot(np.ascontiguousarray(_POWERS_BY_NODES[count, :count, :count]), values)
 
 
 @compiled
@@ -263,7 +313,7 @@ def _multiply_by_powers(
         current[:] = 0.0
         for n in range(len(values)):
             current[n] = values[n, target]
-        for power in range(1, DEGREE):
+        for power in range(1, len(powers) // num_targets):
             lower, current = current, powers[power * num_targets + target]
             for n in range(TILE):
                 current[n] = x[n] * lower[n]
@@ -300,7 +350,7 @@ def _ring_points(
 ) -> RingPoints:
     panel = np.floor((distance - ring.inner) / PANEL_WIDTH).astype(int)
     members = np.flatnonzero((panel >= 0) & (panel < ring.num_panels) & ~excluded)
-    points = members[np.argsort(panel[members], kind="stable")]
+    points = members[np.argsort(distance[members], kind="stable")]
     starts = np.searchsorted(panel[points], np.arange(ring.num_panels + 1))
     return RingPoints(ring, points, starts)
 

@@ -13,6 +13,7 @@ from cider.features.rings import (
     ring_matrices,
     ring_points,
 )
+from cider.features.spherical import real_spherical_harmonics
 
 NUM_TARGETS = (4, 3, 2, 1)
 DIRECTION = np.array([0.36, 0.48, 0.8])
@@ -49,3 +50,30 @@ def test_fields_are_whole_until_the_last_panel():
     first, last = fields_like(lambda distance: np.exp(-((distance / 5) ** 2)), [1.0, start - 1e-9])
     ratio = np.exp(-((start / 5) ** 2) + (1 / 5) ** 2)
     np.testing.assert_allclose(last, ratio * first, rtol=1e-6)
+
+
+def test_narrow_tiles_keep_what_their_panels_have():
+    """Many points in a panel, few powers each; one point, and two, in panels of their own."""
+    distances = np.concatenate([np.linspace(1.0, 1.5, 4000), [2.2], [2.7, 2.9], [4.6]])
+    matrices = [
+        np.random.default_rng(5).normal(size=(ring.num_panels, DEGREE * 3, (ring.lmax + 1) ** 2))
+        * np.repeat(0.4 ** np.arange(DEGREE), 3)[:, None]
+        for ring in RINGS
+    ]
+    coords, center = np.outer(distances, DIRECTION), np.zeros(3)
+    for ring, matrix in zip(
+        ring_points(distances, np.zeros(len(distances), dtype=bool)), matrices, strict=True
+    ):
+        harmonics = real_spherical_harmonics(DIRECTION[None], ring.ring.lmax)[:, 0]
+        by_panel = (matrix @ harmonics).reshape(ring.ring.num_panels, DEGREE, 3)
+        from_start = (distances[ring.points] - ring.ring.inner) / PANEL_WIDTH
+        panel = from_start.astype(int)
+        powers = np.vander(2 * (from_start - panel) - 1, DEGREE, increasing=True)
+        expected = np.einsum("np,npt->nt", powers, by_panel[panel])
+        values = ring.evaluate(matrix, coords, center)
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+        fields = np.random.default_rng(6).normal(size=(len(distances), 3))
+        transposed = np.zeros_like(matrix)
+        ring.add_transpose(transposed, fields, coords, center)
+        forwards = np.vdot(values, fields[ring.points])
+        np.testing.assert_allclose(np.vdot(transposed, matrix), forwards, atol=1e-11)
