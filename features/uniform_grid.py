@@ -21,6 +21,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.linalg import circulant
+from scipy.special import roots_legendre
 
 from cider.conventions import AnyArray
 from cider.features.compiled import compiled
@@ -67,14 +68,14 @@ def window_slope(x: float) -> float:
 
 def _window_transform(k: Float[np.ndarray, " wave"]) -> Float[np.ndarray, " wave"]:
     """Fourier transform of the window, of a wave number per cell."""
-    x, weights = np.polynomial.legendre.leggauss(100)
+    x, weights = roots_legendre(100)
     x, weights = WINDOW / 2 * x, WINDOW / 2 * weights
     return (weights * [window(place) for place in x]) @ np.cos(np.outer(x, k))
 
 
 def _wave_numbers(size: int) -> tuple[Float[np.ndarray, " wave"], Float[np.ndarray, " wave"]]:
     """Quadrature over the wave numbers of a grid, up to pi per cell, for a number of cells."""
-    nodes, weights = np.polynomial.legendre.leggauss(2 * size + 100)
+    nodes, weights = roots_legendre(2 * size + 100)
     return np.pi * nodes, np.pi * weights
 
 
