@@ -13,13 +13,11 @@ from pyscf.dft import numint
 from cider.features.threads import thread_pool
 from cider.plugins.pyscf.learned_part import threads_of_pyscf
 
-_ROWS_TOGETHER = 160
-"""Most rows of PySCF's screening table (``BLKSIZE`` points each) in one block."""
+_ROWS_TOGETHER = 20
+"""Most rows of PySCF's screening table (``BLKSIZE`` points each) in one block.
 
-_ROWS_OF_A_THREAD = 20
-"""Where each thread has a block of its own; few orbitals are active in small ones.
-
-In 16 molecules of water half of all, of 80 rows three quarters; 10 rows are too few for benzene.
+Few orbitals are active in small ones: in 16 molecules of water half of all, of 80 rows three
+quarters; 10 rows are too few for benzene.
 """
 
 _T = TypeVar("_T")
@@ -37,39 +35,23 @@ class AOBlock(NamedTuple):
     """For one product of the values or a gradient with something."""
 
 
-def ao_blocks(mol: Any, grids: Any, max_memory: float, deriv: int = 1) -> Iterator[AOBlock]:
-    """All orbitals on all points but those where every orbital vanishes.
+def map_ao_blocks(
+    function: Callable[[AOBlock], _T], mol: Any, grids: Any, max_memory: float, deriv: int = 1
+) -> Iterator[_T]:
+    """What a function makes of all orbitals on all points but those where every orbital vanishes.
 
-    Their derivatives reach up to the order ``deriv``.
+    Their derivatives reach up to the order ``deriv``. The function is called in as many threads as
+    PySCF takes, for different blocks, and works in one thread itself: products by NumPy take a
+    third of the time of PySCF's in its own threads. Results come in the order of the blocks.
 
     A nonlocal functional needs the density everywhere before its potential anywhere, so that this
     runs twice. Keeping the values in between was slower: fresh memory for all points takes longer
     to touch than a few megabytes, used again and again, take to evaluate a second time.
-
-    Work on a block belongs to PySCF's own threads (``lib.ddot``, not ``@``). NumPy's would wait
-    for the same cores between two calls: products were up to ten times slower on a busy machine.
-    """
-    evaluator = _Evaluator(mol, grids, _ROWS_TOGETHER, max_memory, deriv)
-    buffers = evaluator.buffers()
-    for row in evaluator.rows:
-        block = evaluator.block(row, *buffers)
-        if block is not None:
-            yield block
-
-
-def map_ao_blocks(
-    function: Callable[[AOBlock], _T], mol: Any, grids: Any, max_memory: float, deriv: int = 1
-) -> Iterator[_T]:
-    """What a function makes of each of ``ao_blocks``, in their order.
-
-    It is called in as many threads as PySCF takes, for different blocks, and works in one thread
-    itself: products by NumPy take a third of the time of PySCF's in its own threads.
     """
     local = threading.local()
 
     with threads_of_pyscf(), thread_pool() as pool:
-        memory = max_memory / lib.num_threads()
-        evaluator = _Evaluator(mol, grids, _ROWS_OF_A_THREAD, memory, deriv)
+        evaluator = _Evaluator(mol, grids, max_memory / lib.num_threads(), deriv)
 
         def run(row: int) -> list[_T]:
             with lib.with_omp_threads(1):
@@ -91,13 +73,13 @@ def screening_table(mol: Any, grids: Any) -> Shaped[np.ndarray, "row shell"]:
 class _Evaluator:
     """Evaluates the orbitals of rows of PySCF's screening table, as many as the memory allows."""
 
-    def __init__(self, mol: Any, grids: Any, most_rows: int, max_memory: float, deriv: int):
+    def __init__(self, mol: Any, grids: Any, max_memory: float, deriv: int):
         self._mol, self._grids, self._deriv = mol, grids, deriv
         self._screening = screening_table(mol, grids)
         self._components = math.comb(deriv + 3, 3)
         self._row_size = mol.nao * numint.BLKSIZE
         rows_of_memory = 1e6 * max_memory / (8 * (self._components + 1) * self._row_size)
-        self._rows_together = int(np.clip(rows_of_memory, 1, most_rows))
+        self._rows_together = int(np.clip(rows_of_memory, 1, _ROWS_TOGETHER))
 
     @property
     def rows(self) -> range:

@@ -10,26 +10,27 @@ potential, if there is room for them.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
-from pyscf import lib
 from pyscf.dft import numint
 from pyscf.gto import ANG_OF, ATOM_OF, BAS_SLOTS, NCTR_OF, NPRIM_OF, PTR_COEFF, PTR_EXP
 
 from cider.features.sdmx import Sdmx
 from cider.features.smoothed_orbitals import Shell, SmoothedOrbitals, SmoothedShells
-from cider.features.threads import thread_pool
-from cider.plugins.pyscf.atomic_orbitals import ao_blocks
+from cider.plugins.pyscf.atomic_orbitals import AOBlock, map_ao_blocks
 from cider.plugins.pyscf.density_matrices import eigenvectors
 
-POINTS_TOGETHER = 512
-"""Points whose smoothed orbitals are there at the same time, in each thread."""
+POINTS_TOGETHER = 560
+"""Points whose smoothed orbitals are there at the same time, in each thread: half of a block."""
 
-Fields = dict[tuple[int, ...], Float[np.ndarray, "grid component kernel"]]
-"""Of density matrices, by spin and set."""
+_Index: TypeAlias = tuple[int, ...]
+"""Spin and set of a density matrix."""
+
+Fields: TypeAlias = dict[_Index, Float[np.ndarray, "grid component kernel"]]
+"""Of density matrices."""
 
 
 def sdmx_features(
@@ -45,20 +46,22 @@ def sdmx_features(
     Their fields are ``kept``, if that is given and they take less than half of the memory (MB).
     """
     features = np.zeros((*dms.shape[:2], len(sdmx.terms), len(grids.weights)))
-    shells = smoothed_shells(mol, sdmx)
+    smoothing = _Smoothing(mol, grids, sdmx, dms)
+    shells = smoothing.shells
     shape = len(grids.weights), sum(shells.parts), shells.kernels.shape[1]
     if kept is not None and 8e-6 * math.prod(dms.shape[:2] + shape) < max_memory / 2:
         kept.update((index, np.empty(shape)) for index in np.ndindex(dms.shape[:2]))
-    for block in _blocks(mol, grids, dms, max_memory):
 
-        def fill(part: slice, smoothed: SmoothedOrbitals, block: _Block = block) -> None:
-            for index, coefficients in block.coefficients.items():
+    def fill(block: AOBlock) -> None:
+        every = smoothing.coefficients(block)
+        for part, points, smoothed in smoothing.parts(block):
+            for index, coefficients in every.items():
                 fields = smoothed.apply(coefficients[:, part])
-                features[index][:, block.points][:, part] = sdmx.features(fields)
+                features[index][:, points] = sdmx.features(fields)
                 if kept:
-                    kept[index][block.points][part] = fields
+                    kept[index][points] = fields
 
-        _for_parts(fill, mol, grids, shells, block)
+    list(map_ao_blocks(fill, mol, grids, max_memory, deriv=0))
     return features
 
 
@@ -76,10 +79,16 @@ def sdmx_potential_matrices(
     It is faster where the fields of these are ``kept``.
     """
     vmat = np.zeros_like(dms)
-    given = mol, grids, sdmx, dms, by_features, max_memory
-    for block, by_coefficients in _transposes(*given, kept=kept):
-        for index, (own,) in by_coefficients.items():
-            vmat[index][block.active] += lib.ddot(block.ao[0], np.ascontiguousarray(own.T))
+    smoothing = _Smoothing(mol, grids, sdmx, dms)
+
+    def products(block: AOBlock) -> tuple[Int[np.ndarray, " active"], dict[_Index, np.ndarray]]:
+        coefficients = None if kept else smoothing.coefficients(block)
+        derivatives = smoothing.by_coefficients(block, coefficients, by_features, kept)
+        return block.active, {index: block.ao[0] @ own.T for index, (own,) in derivatives.items()}
+
+    for active, of_block in map_ao_blocks(products, mol, grids, max_memory, deriv=0):
+        for index, product in of_block.items():
+            vmat[index][active] += product
     return (vmat + vmat.swapaxes(-1, -2)) / 2
 
 
@@ -102,19 +111,25 @@ def sdmx_gradients(
     """
     matrices = np.zeros((len(dms), 3, *dms.shape[1:]))
     by_points = np.zeros((3, len(grids.weights)))
-    given = mol, grids, sdmx, dms[:, None], by_features[:, None], max_memory
-    for block, by_coefficients in _transposes(*given, moving=True):
-        for (spin, _), (own, *gradients) in by_coefficients.items():
-            coefficients = block.coefficients[spin, 0]
-            by_orbitals = lib.ddot(np.ascontiguousarray(dms[spin][block.active]), own)
-            own_by_point = np.ascontiguousarray(own.T)
-            ao_by_point = np.ascontiguousarray(block.ao[0].T)
-            for x, (gradient, ao_gradient) in enumerate(zip(gradients, block.ao[1:], strict=True)):
-                total = matrices[spin, x]
-                total[block.active] -= lib.ddot(ao_gradient, own_by_point) / 2
-                total[:, block.active] -= lib.ddot(gradient, ao_by_point) / 2
-                by_points[x, block.points] += np.sum(ao_gradient * by_orbitals, axis=0)
-                by_points[x, block.points] += np.sum(gradient * coefficients, axis=0)
+    smoothing = _Smoothing(mol, grids, sdmx, dms[:, None], moving=True)
+
+    def products(block: AOBlock) -> tuple[Int[np.ndarray, " active"], list[tuple[np.ndarray, Any]]]:
+        points, active, ao, _ = block
+        every = smoothing.coefficients(block)
+        derivatives = smoothing.by_coefficients(block, every, by_features[:, None])
+        result = []
+        for (spin, _), (own, *gradients) in derivatives.items():
+            by_orbitals = dms[spin][active] @ own
+            for x, (gradient, ao_gradient) in enumerate(zip(gradients, ao[1:], strict=True)):
+                by_points[x, points] += np.sum(ao_gradient * by_orbitals, axis=0)
+                by_points[x, points] += np.sum(gradient * every[spin, 0], axis=0)
+            result.append((np.stack([x @ own.T for x in ao[1:]]), np.stack(gradients) @ ao[0].T))
+        return active, result
+
+    for active, of_block in map_ao_blocks(products, mol, grids, max_memory, deriv=1):
+        for total, (by_left, by_right) in zip(matrices, of_block, strict=True):
+            total[:, active] -= by_left / 2
+            total[:, :, active] -= by_right / 2
     return matrices, by_points
 
 
@@ -149,90 +164,63 @@ def smoothed_orbitals(
     return SmoothedOrbitals(shells, by_component.transpose(0, 2, 1), offsets)
 
 
-class _Block(NamedTuple):
-    """Some points of the grid, the orbitals there, and their smoothed ones' coefficients.
+class _Smoothing:
+    """What smooths density matrices over the orbitals of a molecule, block by block."""
 
-    ``coefficients`` are sums over the orbitals of each density matrix times their values.
-    """
+    def __init__(
+        self,
+        mol: Any,
+        grids: Any,
+        sdmx: Sdmx,
+        dms: Float[np.ndarray, "spin set ao ao"],
+        moving: bool = False,
+    ):
+        self.shells = smoothed_shells(mol, sdmx, moving)
+        self._mol, self._grids, self._sdmx = mol, grids, sdmx
+        self._orbitals = {index: eigenvectors(dms[index]) for index in np.ndindex(dms.shape[:2])}
 
-    points: slice
-    active: Int[np.ndarray, " active"]
-    ao: Float[np.ndarray, "component active grid"]
-    coefficients: dict[tuple[int, ...], Float[np.ndarray, "ao grid"]]
+    def coefficients(self, block: AOBlock) -> dict[_Index, Float[np.ndarray, "ao point"]]:
+        """Of the smoothed orbitals: sums over the orbitals of each matrix times their values."""
+        return {
+            index: vectors.T @ (occupations[:, None] * (vectors[:, block.active] @ block.ao[0]))
+            for index, (occupations, vectors) in self._orbitals.items()
+        }
 
+    def parts(self, block: AOBlock) -> Iterator[tuple[slice, slice, SmoothedOrbitals]]:
+        """Some points at a time: which they are of the block, and of all; the orbitals there."""
+        size = block.ao.shape[2]
+        for start in range(0, size, POINTS_TOGETHER):
+            part = slice(start, min(start + POINTS_TOGETHER, size))
+            points = slice(block.points.start + part.start, block.points.start + part.stop)
+            yield (
+                part,
+                points,
+                smoothed_orbitals(self._mol, self.shells, self._grids.coords[points]),
+            )
 
-def _blocks(
-    mol: Any,
-    grids: Any,
-    dms: Float[np.ndarray, "spin set ao ao"],
-    max_memory: float,
-    deriv: int = 0,
-) -> Iterator[_Block]:
-    orbitals = {index: eigenvectors(dms[index]) for index in np.ndindex(dms.shape[:2])}
-    for points, active, ao, _ in ao_blocks(mol, grids, max_memory, deriv):
-        coefficients = {}
-        for index, (occupations, vectors) in orbitals.items():
-            psi = lib.ddot(np.ascontiguousarray(vectors[:, active]), ao[0])
-            coefficients[index] = lib.ddot(vectors.T, occupations[:, None] * psi)
-        yield _Block(points, active, ao, coefficients)
+    def by_coefficients(
+        self,
+        block: AOBlock,
+        coefficients: dict[_Index, Float[np.ndarray, "ao point"]] | None,
+        by_features: Float[np.ndarray, "spin set feature grid"],
+        kept: Fields | None = None,
+    ) -> dict[_Index, Float[np.ndarray, "derivative ao point"]]:
+        """Derivatives of an energy by the coefficients, and their gradients if these are moving.
 
-
-def _transposes(
-    mol: Any,
-    grids: Any,
-    sdmx: Sdmx,
-    dms: Float[np.ndarray, "spin set ao ao"],
-    by_features: Float[np.ndarray, "spin set feature grid"],
-    max_memory: float,
-    moving: bool = False,
-    kept: Fields | None = None,
-) -> Iterator[tuple[_Block, dict[tuple[int, ...], Float[np.ndarray, "derivative ao grid"]]]]:
-    """Derivatives of an energy by the coefficients of each block, and their gradients.
-
-    There are gradients, also of the orbitals, if these are ``moving``.
-    """
-    shells = smoothed_shells(mol, sdmx, moving)
-    for block in _blocks(mol, grids, dms, max_memory, deriv=int(moving)):
-        shape = 4 if moving else 1, *next(iter(block.coefficients.values())).shape
-        by_coefficients = {index: np.empty(shape) for index in block.coefficients}
-
-        def fill(
-            part: slice,
-            smoothed: SmoothedOrbitals,
-            block: _Block = block,
-            by_coefficients: dict[Any, np.ndarray] = by_coefficients,
-        ) -> None:
-            for index, coefficients in block.coefficients.items():
+        Fields come from the coefficients, unless they are ``kept``.
+        """
+        shape = 4 if self.shells.moving else 1, self._mol.nao, block.ao.shape[2]
+        derivatives = {index: np.empty(shape) for index in self._orbitals}
+        for part, points, smoothed in self.parts(block):
+            for index, derivative in derivatives.items():
                 if kept:
-                    fields = kept[index][block.points][part]
+                    fields = kept[index][points]
                 else:
-                    fields = smoothed.apply(coefficients[:, part])
-                by_own = by_features[index][:, block.points][:, part]
-                values = smoothed.transpose(sdmx.derivative_by_fields(fields, by_own))
-                by_coefficients[index][..., part] = values
-
-        _for_parts(fill, mol, grids, shells, block)
-        yield block, by_coefficients
-
-
-def _for_parts(
-    function: Callable[[slice, SmoothedOrbitals], None],
-    mol: Any,
-    grids: Any,
-    shells: SmoothedShells,
-    block: _Block,
-) -> None:
-    """Call a function with parts of a block and the smoothed orbitals there, in threads."""
-    coords = grids.coords[block.points]
-
-    def run(start: int) -> None:
-        part = slice(start, min(start + POINTS_TOGETHER, len(coords)))
-        with lib.with_omp_threads(1):
-            smoothed = smoothed_orbitals(mol, shells, coords[part])
-        function(part, smoothed)
-
-    with thread_pool() as pool:
-        list(pool.map(run, range(0, len(coords), POINTS_TOGETHER)))
+                    assert coefficients is not None
+                    fields = smoothed.apply(coefficients[index][:, part])
+                by_fields = self._sdmx.derivative_by_fields(fields, by_features[index][:, points])
+                derivative[..., part] = smoothed.transpose(by_fields)
+        return derivatives
 
 
 def _solid_harmonics(mol: Any, shells: SmoothedShells) -> Any:
