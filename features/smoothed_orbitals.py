@@ -37,6 +37,12 @@ A Gaussian is good to 1e-11 of its value at the nucleus, and to 1e-6 of itself w
 to 1e-6.
 """
 
+NEGLIGIBLE = 1e-15
+"""Share of the largest value of a smoothed orbital that is left out."""
+
+_AT_ONCE = 8
+"""Numbers that a processor may multiply at once."""
+
 _FROM_ENDS = np.linalg.inv(
     [
         [1, 0, 0, 0, 0, 0],
@@ -108,18 +114,27 @@ class SmoothedShells:
     @cached_property
     def tables(
         self,
-    ) -> tuple[Float[np.ndarray, "part table row kernel"], Int[np.ndarray, " shell"]]:
+    ) -> tuple[
+        Float[np.ndarray, "part table row kernel"],
+        Int[np.ndarray, "table knot"],
+        Int[np.ndarray, " shell"],
+    ]:
         """Those of the different shells, and which of them is that of each shell.
 
         Three rows for each knot: the radial functions, and their first two derivatives by the
-        number of the knot.
+        number of the knot. After so many kernels as the second array says they are negligible from
+        a knot to the next one: where a shell does not reach, it has only what is smoothed widely.
         """
         last = np.log1p((_OUTERMOST / _INNERMOST) ** 2)
         squares = _INNERMOST**2 * np.expm1(np.arange(0, last, _SPACING))
         keys = [(s.l, s.exponents.tobytes(), s.coefficients.tobytes()) for s in self.shells]
         different = {key: shell for key, shell in zip(keys, self.shells, strict=True)}
         tables = np.stack([self._table(shell, squares) for shell in different.values()], axis=1)
-        return tables, np.array([list(different).index(key) for key in keys])
+        counts = [
+            _not_negligible(tables[:, index], squares ** (shell.l / 2))
+            for index, shell in enumerate(different.values())
+        ]
+        return tables, np.array(counts), np.array([list(different).index(key) for key in keys])
 
     def _table(
         self, shell: Shell, squares: Float[np.ndarray, " knot"]
@@ -144,6 +159,19 @@ class SmoothedShells:
         return (table @ self.kernels).reshape(len(table), -1, self.kernels.shape[1])
 
 
+def _not_negligible(
+    table: Float[np.ndarray, "part row kernel"], harmonic: Float[np.ndarray, " knot"]
+) -> Int[np.ndarray, " knot"]:
+    """After how many kernels rows of two knots, times a ``harmonic``, are negligible."""
+    size = abs(table).reshape(len(table), -1, 3, table.shape[2]).max(axis=(0, 2))
+    size *= harmonic[:, None]
+    reached = size > NEGLIGIBLE * size.max()
+    reached[:-1] |= reached[1:]
+    kernels = np.arange(1, table.shape[2] + 1)
+    counts = np.max(reached * kernels, axis=1)
+    return np.minimum(-(-counts // _AT_ONCE) * _AT_ONCE, len(kernels))
+
+
 class SmoothedOrbitals:
     """The smoothed orbitals at some points: a linear map from coefficients to fields.
 
@@ -163,12 +191,12 @@ class SmoothedOrbitals:
         self.harmonics = harmonics
         # The gradient of a function of the squared distance is its derivative times this.
         self._twice_offsets = 2 * offsets
-        self._tables, table_of_shell = shells.tables
+        self._tables, counts, table_of_shell = shells.tables
         firsts = np.empty(offsets.shape[:2], dtype=np.int64)
         self._weights = np.empty((3, *offsets.shape[:2], 6))
         last = self._tables.shape[2] // 3 - 2
         fill_weights(offsets, _FROM_ENDS, last, firsts, self._weights)
-        self._knots = table_of_shell, shells.atoms, firsts, self._twice_offsets
+        self._knots = counts, table_of_shell, shells.atoms, firsts, self._twice_offsets
         self._orbitals = shells.harmonic_of_orbital, shells.shell_of_orbital
 
     def apply(
@@ -305,6 +333,7 @@ def add_harmonics(
 @no_type_check
 def add_fields(
     tables: Float[np.ndarray, "table row kernel"],
+    counts: Int[np.ndarray, "table knot"],
     table_of_shell: Int[np.ndarray, " shell"],
     atoms: Int[np.ndarray, " shell"],
     firsts: Int[np.ndarray, "grid atom"],
@@ -322,11 +351,12 @@ def add_fields(
             atom = atoms[shell]
             first = firsts[point, atom]
             rows = tables[table_of_shell[shell], first : first + 6]
+            count = counts[table_of_shell[shell], first // 3]
             w, moment = weights[0, point, atom], moments[0, shell, point]
             if stop == start + 1:
                 w0, w1, w2 = moment * w[0], moment * w[1], moment * w[2]
                 w3, w4, w5 = moment * w[3], moment * w[4], moment * w[5]
-                for k in range(own.shape[1]):
+                for k in range(count):
                     own[start, k] += (
                         w0 * rows[0, k]
                         + w1 * rows[1, k]
@@ -343,7 +373,7 @@ def add_fields(
             along_x = twice_offsets[point, atom, 0] * moment
             along_y = twice_offsets[point, atom, 1] * moment
             along_z = twice_offsets[point, atom, 2] * moment
-            for k in range(own.shape[1]):
+            for k in range(count):
                 r0, r1, r2 = rows[0, k], rows[1, k], rows[2, k]
                 r3, r4, r5 = rows[3, k], rows[4, k], rows[5, k]
                 value = w0 * r0 + w1 * r1 + w2 * r2 + w3 * r3 + w4 * r4 + w5 * r5
@@ -358,6 +388,7 @@ def add_fields(
 @no_type_check
 def add_transposed(
     tables: Float[np.ndarray, "table row kernel"],
+    counts: Int[np.ndarray, "table knot"],
     table_of_shell: Int[np.ndarray, " shell"],
     atoms: Int[np.ndarray, " shell"],
     firsts: Int[np.ndarray, "grid atom"],
@@ -375,11 +406,12 @@ def add_transposed(
             atom = atoms[shell]
             first = firsts[point, atom]
             rows = tables[table_of_shell[shell], first : first + 6]
+            count = counts[table_of_shell[shell], first // 3]
             w = weights[0, point, atom]
             w0, w1, w2, w3, w4, w5 = w[0], w[1], w[2], w[3], w[4], w[5]
             total = 0.0
             if stop == start + 1:
-                for k in range(own.shape[1]):
+                for k in range(count):
                     value = (
                         w0 * rows[0, k]
                         + w1 * rows[1, k]
@@ -394,7 +426,7 @@ def add_transposed(
             d = weights[1, point, atom]
             d0, d1, d2, d3, d4, d5 = d[0], d[1], d[2], d[3], d[4], d[5]
             x, y, z, along_x, along_y, along_z = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-            for k in range(own.shape[1]):
+            for k in range(count):
                 r0, r1, r2 = rows[0, k], rows[1, k], rows[2, k]
                 r3, r4, r5 = rows[3, k], rows[4, k], rows[5, k]
                 value = w0 * r0 + w1 * r1 + w2 * r2 + w3 * r3 + w4 * r4 + w5 * r5
