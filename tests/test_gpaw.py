@@ -17,6 +17,7 @@ from ase.build import bulk
 from gpaw import GPAW, PW
 from gpaw.dft import XC
 from gpaw.new.pw.hamiltonian import PWHamiltonian
+from gpaw.setup import create_setup
 from gpaw.utilities import pack_density
 from gpaw.xc.gga import GGA
 from gpaw.xc.libxc import LibXC
@@ -32,7 +33,8 @@ from cider.plugins.gpaw.functional import learned_functional
 from cider.plugins.gpaw.hamiltonian import ProductRuleHamiltonian
 from cider.plugins.gpaw.learned_energy import LearnedEnergy
 from cider.plugins.gpaw.parameter import CiderXC
-from cider.plugins.gpaw.semilocal import semilocal_functional
+from cider.plugins.gpaw.radial_gga import RadialGGA
+from cider.plugins.gpaw.semilocal import LibxcTerms, semilocal_functional
 
 CUTOFF = 150.0
 TIGHT = {"energy": 1e-7, "density": 1e-7, "eigenstates": 1e-9}
@@ -66,6 +68,22 @@ class LibxcPBE(XC):
 
     def functional(self, *, collinear, atoms=None):
         return GGA(LibXC("PBE"))
+
+
+@pytest.mark.parametrize("num_spins", [1, 2])
+def test_spheres_of_a_gga_are_those_of_gpaw(num_spins):
+    kernel = LibxcTerms(CiderFunctional(toy_exchange("GGA"), x_mix=0.25, semilocal="PBE"))
+    setup = create_setup("O", "PBE")
+    orbitals = 0.5 * np.random.default_rng(0).normal(size=(num_spins, setup.ni, setup.ni))
+    matrices = np.array([pack_density(own @ own.T) for own in orbitals])
+    energies, derivatives = [], []
+    for semilocal in (RadialGGA(kernel), GGA(kernel)):
+        derivatives.append(np.ones_like(matrices))
+        energy = semilocal.calculate_paw_correction(setup, matrices, derivatives[-1])
+        energies.append(energy)
+    assert abs(energies[0]) > 1e-3
+    assert abs(energies[0] - energies[1]) < 1e-11
+    np.testing.assert_allclose(*derivatives, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def require_supported_gpaw() -> None:
     from gpaw.new.pw.pot_calc import PlaneWavePotentialCalculator
     from gpaw.new.scf import SCFLoop
     from gpaw.new.xc import Functional
-    from gpaw.xc.gga import GGA
+    from gpaw.xc.lda import calculate_paw_correction
 
     first, beyond = SUPPORTED
     version = tuple(int(part) for part in gpaw.__version__.split(".")[:2] if part.isdigit())
@@ -98,7 +98,7 @@ def require_supported_gpaw() -> None:
         ),
         Functional.calculate: "self nt_sr taut_sr",
         Functional.calculate_paw_correction: "self setup d h a",
-        GGA.calculate_paw_correction: "self setup D_sp dEdD_sp addcoredensity a",
+        calculate_paw_correction: "expansion setup D_sp dEdD_sp addcoredensity a",
         Functional.stress_contribution: "self ibzwfs density interpolate",
         calculator.calculate: "self density ibzwfs vHt_x kpt_band_comm",
         calculator.calculate_without_orbitals: "self density ibzwfs vHt_x kpt_band_comm",

@@ -2,11 +2,11 @@
 
 import numpy as np
 from gpaw.xc.functional import XCFunctional
-from gpaw.xc.gga import GGA
 from gpaw.xc.libxc import LibXC
 from gpaw.xc.mgga import MGGA
 
 from cider.functional import CiderFunctional
+from cider.plugins.gpaw.radial_gga import RadialGGA, WithoutTauInSpheres
 
 
 def semilocal_functional(functional: CiderFunctional) -> XCFunctional:
@@ -16,18 +16,12 @@ def semilocal_functional(functional: CiderFunctional) -> XCFunctional:
     """
     kernel = LibxcTerms(functional)
     if kernel.type == "GGA":
-        semilocal = GGA(kernel)
+        semilocal = RadialGGA(kernel)
     else:
         semilocal = MGGA(kernel) if kernel.reads_tau else WithoutTauInSpheres(kernel)
     # Data sets are named after the functional that made them: there is none for ours.
     semilocal.get_setup_name = lambda: "PBE"
     return semilocal
-
-
-class WithoutTauInSpheres(MGGA):
-    """Terms that do not read the kinetic energy density, where the learned part does."""
-
-    calculate_paw_correction = GGA.calculate_paw_correction
 
 
 class LibxcTerms:
