@@ -72,6 +72,7 @@ def require_supported_gpaw() -> None:
     from gpaw.new.pw.pot_calc import PlaneWavePotentialCalculator
     from gpaw.new.scf import SCFLoop
     from gpaw.new.xc import Functional
+    from gpaw.xc.gga import GGA
     from gpaw.xc.lda import calculate_paw_correction
 
     first, beyond = SUPPORTED
@@ -98,6 +99,7 @@ def require_supported_gpaw() -> None:
         ),
         Functional.calculate: "self nt_sr taut_sr",
         Functional.calculate_paw_correction: "self setup d h a",
+        GGA.calculate_paw_correction: "self setup D_sp dEdD_sp addcoredensity a",
         calculate_paw_correction: "expansion setup D_sp dEdD_sp addcoredensity a",
         Functional.stress_contribution: "self ibzwfs density interpolate",
         calculator.calculate: "self density ibzwfs vHt_x kpt_band_comm",
